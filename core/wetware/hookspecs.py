@@ -156,8 +156,12 @@ class PluginContext:
         overlay: Streams, protocols and peers.
         join_document: What `AuthBackend.join_document` gave at the node that let this one into the
             cluster; None for a node that founds one. The same at every start.
+        joined: Whether another node let this one into the cluster.
         founding: What the cluster of this data directory was founded on, `AuthBackend.founding` of
             its first start; None before there is a cluster.
+        authority: False for an auth backend of `[node] auth_also`: it decides about its own users
+            and nothing else. Its configuration alone says where it gets what it decides by: it has
+            no `join_document` and no `founding`, and founds nothing.
         configured: The names of the settings in `config` that somebody gave: in the file, the
             environment or a flag. The others are defaults.
         dev: Whether the node was started with `--dev`: a try-out is wanted, and nothing else.
@@ -177,7 +181,9 @@ class PluginContext:
     clock: Clock
     overlay: Overlay
     join_document: bytes | None = None
+    joined: bool = False
     founding: bytes | None = None
+    authority: bool = True
     configured: frozenset[str] = frozenset()
     dev: bool = False
     evicted: Callable[[PeerId], bool] = lambda _: False

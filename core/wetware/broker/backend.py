@@ -1,4 +1,4 @@
-"""The auth backend as the broker asks it: a plugin's mistake is named, and never widens or crashes.
+"""The auth backends as the broker asks them: a plugin's mistake is named, and never widens.
 
 The one place where a login is decided. The core compares the statement that the signer signed with
 the challenge, field by field, so that no backend can forget to; the backend judges the signature
@@ -7,7 +7,7 @@ and names the principal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -142,7 +142,8 @@ class CheckedBackend:
     def _checked(self, accepted: Accept, challenge: Challenge) -> Accept | Reject:
         """Again after the wait, from memory: a role withdrawn meanwhile is not granted."""
         principal, roles = accepted.principal, accepted.roles
-        self._expect(isinstance(principal, Principal), "Accept.principal", principal, "a Principal")
+        own = isinstance(principal, Principal) and principal.backend == self.name
+        self._expect(own, "Accept.principal", principal, f"a Principal of {self.name!r}")
         self._expect(_are_texts(roles), "Accept.roles", roles, "a frozenset of texts")
         now = roles & self.roles(principal)
         if not now:
@@ -167,6 +168,45 @@ class CheckedBackend:
             f"the auth backend {self.name}: {what} is {repr(value)[:80]}, not {wanted}",
             hint="report it to the authors of the plugin (wetware.hookspecs.AuthBackend)",
         )
+
+
+class Backends:
+    """All auth backends of a node. Each decides about its own users; the first is the authority.
+
+    Raises PluginError where two of them have a name or a scheme in common.
+    """
+
+    def __init__(self, backends: Sequence[AuthBackend], clock: Clock) -> None:
+        self.all = [CheckedBackend(backend, clock) for backend in backends]
+        self.authority = self.all[0]
+        self._by_name = {backend.name: backend for backend in self.all}
+        self._by_scheme = {scheme: each for each in self.all for scheme in each.schemes}
+        if len(self._by_name) < len(self.all) or len(self._by_scheme) < len(self.schemes):
+            raise PluginError(
+                f"the auth backends {', '.join(each.name for each in self.all)} have a name or a "
+                f"proof scheme in common: {', '.join(self.schemes)}",
+                hint="leave one of them out of [node] auth and auth_also",
+                code="plugin.auth",
+            )
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Those of all, the authority's last: who logged in at another one has said so."""
+        return tuple(scheme for backend in reversed(self.all) for scheme in backend.schemes)
+
+    def profile(self, principal: Principal, role: str) -> RoleProfile:
+        """What a role may do now, as the backend of its principal has it; raises BackendDefect."""
+        return self._by_name[principal.backend].profile(role)
+
+    def profile_of(self, principal: Principal, role: str) -> RoleProfile | None:
+        """A role as a principal has it now; None if not, and for a backend that is not here."""
+        backend = self._by_name.get(principal.backend)
+        return None if backend is None else backend.profile_of(principal, role)
+
+    async def judge(self, challenge: Challenge, proof: Proof) -> Accept | Reject:
+        """Decide one proof, by the backend of its scheme: see `CheckedBackend.judge`."""
+        backend = self._by_scheme.get(proof.scheme, self.authority)  # which refuses what none knows
+        return await backend.judge(challenge, proof)
 
 
 def _are_texts(value: object) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wetware.base.bounds import Claim, Places, Rates, address_key
 from wetware.base.log import get_logger
-from wetware.broker.backend import CheckedBackend
+from wetware.broker.backend import Backends
 from wetware.broker.clock import NOT_YET, Comparison
 from wetware.broker.grants import BEARER
 from wetware.broker.limits import LoginLimits
@@ -44,7 +45,8 @@ log = get_logger("broker")
 class Broker:
     """Gives sessions to who may have them, and ends them.
 
-    Without a `tree` it has a new one, which nothing outlives.
+    Without a `tree` it has a new one, which nothing outlives. `also` are further auth backends, for
+    users of their own.
 
     Attributes:
         attempts: Logins that addresses have failed lately.
@@ -67,9 +69,10 @@ class Broker:
         audit: Records,
         limits: LoginLimits | None = None,
         tree: Tree | None = None,
+        also: Sequence[AuthBackend] = (),
     ) -> None:
         self.peer_id, self.cluster = peer_id, cluster
-        self.backend = CheckedBackend(backend, clock)
+        self.backends = Backends((backend, *also), clock)
         self.services = services
         self.clock, self.audit = clock, audit
         self.limits = limits or LoginLimits()
@@ -80,7 +83,9 @@ class Broker:
         self.tree.on_denied = self._denied
         self.tree.services = services
         self._sessions: Counter[Principal] = Counter()
-        self._unwatch = backend.watch(self._changed)
+        self._unwatch = [
+            (each.name, each.watch(partial(self._changed, each.name))) for each in self.backends.all
+        ]
         self.closed = False
         self._comparison = Comparison(self.tree.clock, self.tree.limits.clock_skew_s_max)
         self._clock_recorded = False  # as wrong
@@ -92,7 +97,7 @@ class Broker:
 
     def restore(self) -> int:
         """Put back what was shared before the node stopped; the backend can decide by now."""
-        shares = self.tree.restore(self.backend.profile_of)
+        shares = self.tree.restore(self.backends.profile_of)
         self.restored.set()
         return shares
 
@@ -102,10 +107,11 @@ class Broker:
             return
         self.closed = True
         self.tree.close()
-        try:
-            self._unwatch()
-        except Exception:  # what ended the node, maybe the backend itself, is not hidden by it
-            log.exception("auth.backend_failed", backend=self.backend.name)
+        for name, unwatch in self._unwatch:
+            try:
+                unwatch()
+            except Exception:  # what ended the node, maybe the backend itself, is not hidden by it
+                log.exception("auth.backend_failed", backend=name)
 
     # --- services ---------------------------------------------------------------------------------
 
@@ -126,7 +132,7 @@ class Broker:
         """
         self.service(service)
         proposal = self.proposals.get(service, {})
-        return proposal, self.backend.how_to_accept(service, proposal)
+        return proposal, self.backends.authority.how_to_accept(service, proposal)
 
     def ungranted(self) -> list[str]:
         """The services of this node of which `is_ungranted` is true."""
@@ -135,7 +141,7 @@ class Broker:
     def is_ungranted(self, service: str) -> bool:
         """Whether a service of this node proposes something that no operator has accepted."""
         proposal = self.proposals.get(service, {}) if service in self.services else {}
-        return ungranted(service, proposal, self.backend.profile)
+        return ungranted(service, proposal, self.backends.authority.profile)
 
     # --- the clock --------------------------------------------------------------------------------
 
@@ -222,7 +228,8 @@ class Broker:
         """
         self._check_place(principal, local=local)
         roots = [
-            self.tree.root(principal, role, self.backend.profile(role)) for role in sorted(roles)
+            self.tree.root(principal, role, self.backends.profile(principal, role))
+            for role in sorted(roles)
         ]
         return self._count_session(self.tree.session(principal, roots, expires_at=expires_at))
 
@@ -283,28 +290,28 @@ class Broker:
 
     # --- what is told -----------------------------------------------------------------------------
 
-    def _changed(self, event: Withdrawn | Suspended | Resumed) -> None:
-        """What the backend says takes effect now; the record follows."""
+    def _changed(self, backend: str, event: Withdrawn | Suspended | Resumed) -> None:
+        """What a backend says of its users takes effect now; the record follows."""
         match event:
             case Withdrawn(principal=principal, roles=roles, reason=reason):
-                cut = self.tree.withdraw(principal, roles, reason)
+                cut = self.tree.withdraw(backend, principal, roles, reason)
                 self.audit.ended(
                     "role.withdrawn",
-                    principal=principal or "*",
+                    principal=principal or f"{backend}:*",
                     roles=",".join(sorted(roles)) if roles is not None else "*",
                     cut=cut,
                     reason=reason,
                 )
             case Suspended(reason=reason):
-                self.tree.suspended = CapabilityError(
-                    f"every capability of this node is suspended: {reason}",
+                self.tree.suspended[backend] = CapabilityError(
+                    f"the capabilities of users of {backend!r} are suspended: {reason}",
                     hint="wait until the node's auth backend can decide again; `ww doctor`",
                     code="capability.suspended",
                 )
-                self.audit.ended("grants.suspended", reason=reason)
+                self.audit.ended("grants.suspended", backend=backend, reason=reason)
             case Resumed():
-                self.tree.suspended = None
-                self.audit.record("grants.resumed")
+                self.tree.suspended.pop(backend, None)
+                self.audit.record("grants.resumed", backend=backend)
 
     def _denied(self, grant: Grant, method: Method, explanation: Explanation) -> None:
         """A call was denied: one record for each grant, method and code, then their number."""

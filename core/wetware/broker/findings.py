@@ -31,10 +31,9 @@ def findings(tree: Tree) -> list[Finding]:
             "`timedatectl set-ntp true` or chrony on this machine, then `ww doctor`; if it is "
             "right, `ww clock --right`",
         ),
-        (
-            tree.suspended.message if tree.suspended is not None else "",
-            "all capabilities are suspended: {}",
-            "`ww status` shows the auth backend; they come back with it",
+        *(
+            (why.message, "{}", "`ww status` shows the auth backend; they come back with it")
+            for why in tree.suspended.values()
         ),
     )
     found = [error("grants", text.format(why), remedy) for why, text, remedy in reasons if why]

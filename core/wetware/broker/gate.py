@@ -122,14 +122,14 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
             verifier=broker.peer_id,
             cluster=broker.cluster,
             channel=self._channel,
-            schemes=broker.backend.schemes,
-            policy_epoch=broker.backend.epoch,
+            schemes=broker.backends.schemes,
+            policy_epoch=broker.backends.authority.epoch,
             not_after_ms=int((broker.clock.time() + deadline_s) * 1000),
         )
         try:
             async with asyncio.timeout(deadline_s):
                 reply = await signer.call("sign", challenge=challenge.signed_bytes())
-                return await broker.backend.judge(challenge, Proof(**reply["proof"]))
+                return await broker.backends.judge(challenge, Proof(**reply["proof"]))
         except WetwareError as exc:
             return Reject(LoginStatus.SIGNER_FAILED, exc.message[:256])
         except TimeoutError:

@@ -89,7 +89,8 @@ class Grants:
         decisions: The latest denials, with the principals of the grants that they went through.
         on_denied: Told of every denial, after its effect.
         services: What sessions can open here, by name.
-        suspended: Why no capability works for now: the auth backend cannot tell who has which role.
+        suspended: Auth backend → why nothing of its users works for now: it cannot tell who has
+            which role.
         shares_suspended: Why nothing that comes from a share works: one that ended may be back.
         clock_wrong: Why expiry cannot be judged, or "".
     """
@@ -101,7 +102,7 @@ class Grants:
         self.decisions = deque[tuple[Explanation, frozenset["Principal"]]](maxlen=DECISIONS_MAX)
         self.on_denied: Callable[[Grant, Method, Explanation], None] = lambda *_: None
         self.services: Mapping[str, Service] = {}
-        self.suspended: CapabilityError | None = None
+        self.suspended: dict[str, CapabilityError] = {}
         self.shares_suspended: CapabilityError | None = None
         self.clock_wrong = ""
 
@@ -203,6 +204,8 @@ class Grant:
         self._of_earlier_share: bool = (durable and row is not None) or any(
             parent._of_earlier_share for parent in parents
         )  # one that was made before the node started
+        # Of whoever it comes from: who redeems a share is a bearer, and of no backend.
+        self._backend: str = parents[0]._backend if parents else principal.backend
         # From here to the top, roles left out: a session is the only one with several parents.
         above = parents[0]._chain if len(parents) == 1 else ()
         self._chain: tuple[Grant, ...] = () if kind == "role" else (self, *above)
@@ -347,7 +350,8 @@ class Grant:
                     "--right` that it is right; grants without an end go on",
                     code="capability.expired.clock",
                 )
-        return tree.suspended or (tree.shares_suspended if self._of_earlier_share else None)
+        suspended = tree.suspended and tree.suspended.get(self._backend)
+        return suspended or (tree.shares_suspended if self._of_earlier_share else None)
 
     def _expired(self) -> bool:
         # Judged at each use as well: a timer may be late, and the wall clock may have been set.
@@ -501,7 +505,7 @@ class Grant:
         if (
             self.ended is not None
             or self.expires_at is not None
-            or tree.suspended is not None
+            or tree.suspended
             or tree.shares_suspended is not None
         ):
             self.check_live()

@@ -128,11 +128,17 @@ class Tree(Grants):
             terms=Terms(expires_at=expires_at),
         )
 
-    def withdraw(self, principal: Principal | None, roles: frozenset[str] | None, why: str) -> int:
-        """End what hangs on roles (None: all of them) of a principal (None: of everybody)."""
+    def withdraw(
+        self,
+        backend: str,
+        principal: Principal | None,
+        roles: frozenset[str] | None,
+        why: str,
+    ) -> int:
+        """End what hangs on roles (None: all) of a principal (None: everybody) of a backend."""
         cut = 0
         for root in self.roots(principal):
-            if roles is None or root.role in roles:
+            if root.principal.backend == backend and (roles is None or root.role in roles):
                 reason = why or f"role {root.role} was withdrawn from {root.principal}"
                 # 0 where the session that it shared with another role has taken it along.
                 cut += max(0, root.revoke(reason) - 1)

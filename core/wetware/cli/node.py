@@ -67,6 +67,14 @@ def node_command(
     auth: Annotated[
         str | None, typer.Option("--auth", metavar="NAME", help="The auth backend. [local]")
     ] = None,
+    auth_also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--auth-also",
+            metavar="NAME",
+            help="A further auth backend, for users of its own; repeatable.",
+        ),
+    ] = None,
     dev: Annotated[
         bool,
         typer.Option(
@@ -124,6 +132,7 @@ def node_command(
         "node.join": join,
         "node.labels": tuple(label) if label else None,
         "node.auth": auth,
+        "node.auth_also": tuple(auth_also) if auth_also else None,
         "node.dev": dev or None,
         "node.name": name,
         "node.data_dir": data_dir or options.data_dir,

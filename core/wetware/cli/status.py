@@ -48,6 +48,7 @@ def status_command(
         ("up", span(status["uptime_s"])),
         ("memory", size(status["memory_bytes"])),
         ("auth", f"{status['auth']}, policy version {status['policy_epoch']}"),
+        *([("and also", ", ".join(status["auth_also"]))] if status["auth_also"] else []),
         ("sessions", str(status["sessions"])),
         ("services", ", ".join(status["services"])),
         ("overlay", overlay),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wetware.base import paths
 from wetware.client.installed import SIGNER_GROUP, find
-from wetware.errors import AuthError, InvalidArgument, KeyFileError
+from wetware.errors import AuthError, InvalidArgument, KeyFileError, WetwareError
 from wetware.identity import Challenge, Key, Signer
 
 
@@ -95,10 +95,28 @@ def chooser(
     def pick(challenge: Challenge) -> Signer:
         if signer is not None:
             return signer
-        for scheme in challenge.schemes:
-            if (make := find(SIGNER_GROUP, scheme)) is not None:
+        # A login that the user has made goes before a key that is there anyhow, and that before a
+        # login that is still to be made.
+        key: Signer | None = None
+        failed: WetwareError | None = None
+        not_ready: Signer | None = None
+        for make in filter(None, (find(SIGNER_GROUP, each) for each in challenge.schemes)):
+            try:
                 made: Signer = make(choice)
-                return made
+                ready = getattr(made, "ready", None)
+                if ready is not None and ready(challenge):
+                    return made
+            except WetwareError as exc:
+                failed = failed or exc
+                continue
+            if ready is None:
+                key = key or made
+            else:
+                not_ready = not_ready or made
+        if (best := key or not_ready) is not None:
+            return best
+        if failed is not None:
+            raise failed
         raise AuthError(
             f"the node accepts {', '.join(challenge.schemes)}, and no signer for it is installed",
             hint="install the plugin of the node's auth backend, e.g. pip install 'wetware[evm]'",

@@ -29,6 +29,7 @@ ENV_OTHER: Final = {
 """Variables that are read elsewhere and are no settings."""
 
 _LABELS_MAX: Final = 32
+_ALSO_MAX: Final = 3
 _ANNOUNCED_MAX: Final = 4
 _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[^,=\s!][^,=\n\t!]{0,127}")
 """A label as text. What selectors give a meaning to cannot be part of it."""
@@ -86,6 +87,13 @@ def _check_labels(values: tuple[str, ...]) -> None:
 def _check_plugin(value: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", value):
         raise InvalidArgument(f"{value!r} is not a plugin's name: a-z, 0-9 and _, at most 64")
+
+
+def _check_also(values: tuple[str, ...]) -> None:
+    if len(values) > _ALSO_MAX:
+        raise InvalidArgument(f"{len(values)} auth backends; at most {_ALSO_MAX}")
+    for value in values:
+        _check_plugin(value)
 
 
 def _check_name(value: str) -> None:
@@ -171,6 +179,13 @@ class NodeConfig:
         "The auth backend: the plugin of this name, or `auth_NAME`. There is no fallback to "
         "another one.",
         check=_check_plugin,
+    )
+    auth_also: tuple[str, ...] = setting(
+        (),
+        "Further auth backends, each for users of its own, e.g. while a cluster moves to another "
+        "one. `auth` alone names the cluster and decides about nodes.",
+        check=_check_also,
+        flag="--auth-also",
     )
     audit: str = setting(
         "audit",

@@ -160,9 +160,11 @@ class Proof:
 class Signer(Protocol):
     """Answers challenges for one user. The client has checked verifier and channel before.
 
-    It may have two attributes: `hints: Mapping[LoginStatus, str]`, what the user does about a
-    refusal, and `unattended = True`: it signs without asking anybody, so a client that has lost its
-    connection may log in again by it.
+    It may have more: `hints: Mapping[LoginStatus, str]`, what the user does about a refusal;
+    `unattended = True`: it signs without asking anybody, so a client that has lost its connection
+    may log in again by it; `ready(challenge) -> bool`: whether the user has made the login that it
+    answers by. Of several schemes that a node offers, one that is ready goes first, then one
+    without `ready`: a key.
     """
 
     async def sign(self, challenge: Challenge) -> Proof:

@@ -288,6 +288,11 @@ class Plugins:
         return None
 
     @property
+    def also(self) -> tuple[str, ...]:
+        """The plugins that `[node] auth_also` selects; raises PluginError, ConfigError."""
+        return self._selection.also()
+
+    @property
     def auth_backend(self) -> str:
         """The name of that plugin's backend, by the contract of AuthBackend; raises PluginError."""
         return str(self._selection.chosen(BACKEND)).removeprefix(AUTH)
@@ -297,7 +302,15 @@ class Plugins:
 
         Raises PluginError: not installed, not loaded, no auth backend, or its hook failed.
         """
-        return self._make(BACKEND, partial(judge_auth, self.auth_backend), ctx_for)
+        return self._backend(str(self._selection.chosen(BACKEND)), ctx_for)
+
+    def auth_also(self, ctx_for: ContextFor) -> tuple[AuthBackend, ...]:
+        """The auth backends that `[node] auth_also` selects. Raises PluginError, as `auth` does."""
+        return tuple(self._backend(name, ctx_for) for name in self.also)
+
+    def _backend(self, plugin: str, ctx_for: ContextFor) -> AuthBackend:
+        judge = partial(judge_auth, plugin.removeprefix(AUTH))
+        return self._make(BACKEND, plugin, judge, ctx_for)
 
     def recorder(
         self, ctx_for: ContextFor, sign_as: Callable[[str], Callable[[bytes], bytes]]
@@ -312,13 +325,19 @@ class Plugins:
         """
         if (name := self._selection.chosen(RECORDER)) is None:
             return None
-        return self._make(RECORDER, partial(judge_recorder, name), ctx_for, sign=sign_as(name))
+        judge = partial(judge_recorder, name)
+        return self._make(RECORDER, name, judge, ctx_for, sign=sign_as(name))
 
     def _make(
-        self, choice: Choice, judge: Callable[[Any], T], ctx_for: ContextFor, **given: object
+        self,
+        choice: Choice,
+        name: str,
+        judge: Callable[[Any], T],
+        ctx_for: ContextFor,
+        **given: object,
     ) -> T:
-        """What the plugin makes that a setting of [node] selects."""
-        plugin = self._by_name[str(self._selection.chosen(choice))]
+        """What a plugin makes that a setting of [node] selects."""
+        plugin = self._by_name[name]
         if plugin.loaded and choice.hook not in plugin.hooks:
             origin = self._config.origin(f"node.{choice.setting}")
             raise PluginError(
@@ -347,7 +366,7 @@ class Plugins:
         """The services of every loaded plugin, by name, and what each proposes. Called once.
 
         A plugin whose hook fails offers none of its services; so does one whose service has a name
-        that is taken. Of auth backends the selected one is asked, and in a node only: what they
+        that is taken. Of auth backends the selected ones are asked, and in a node only: what they
         make may last.
 
         Args:
@@ -358,9 +377,10 @@ class Plugins:
         """
         found: dict[str, tuple[Service, Proposal]] = {}
         taken = dict.fromkeys(reserved, PROJECT)
-        backend = self.auth_selected if self._policy.strict else None
+        strict = self._policy.strict
+        backends = {self.auth_selected, *self.also} if strict else set()
         for plugin in self.report:
-            if BACKEND.hook in plugin.hooks and plugin.name != backend:
+            if BACKEND.hook in plugin.hooks and plugin.name not in backends:
                 plugin.hooks.pop("ww_register_services", None)
 
         def judge(_: Plugin, made: Any) -> dict[str, tuple[Service, Proposal]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from wetware.errors import ConfigError, PluginError
@@ -49,17 +49,37 @@ class Selection:
     def chosen(self, choice: Choice) -> str | None:
         """The plugin that a setting of [node] selects; None for no recorder.
 
-        A bundled plugin wins: a third party cannot take the place of `auth_local` by being called
-        `local`. Raises PluginError if none is installed.
+        Raises PluginError if none is installed.
         """
         name: str = getattr(self._config.node, choice.setting)
         if choice is RECORDER and name == NO_RECORDER:
             return None
+        return self._installed(choice, name)
+
+    def also(self) -> tuple[str, ...]:
+        """The plugins of `[node] auth_also`; raises PluginError, and ConfigError for one twice."""
+        node = self._config.node
+        names = [self._installed(BACKEND, name, "auth_also") for name in node.auth_also]
+        if len({self.chosen(BACKEND), *names}) <= len(names):
+            raise ConfigError(
+                f"an auth backend is selected twice: {node.auth}, {', '.join(node.auth_also)} "
+                f"({self._config.origin('node.auth_also')})",
+                hint="[node] auth is one of them already: leave it out of auth_also",
+                code="config.value",
+            )
+        return tuple(names)
+
+    def _installed(self, choice: Choice, name: str, setting: str = "") -> str:
+        """The plugin of that name; raises PluginError if none is installed.
+
+        A bundled one wins: a third party cannot take the place of `auth_local` by being called
+        `local`.
+        """
         names = (name, choice.prefix + name)
         offers = [o for o in self._offers if o.group == GROUP and o.name in names]
         if offers:
             return min(offers, key=lambda o: (not o.bundled, names.index(o.name))).name
-        origin = self._config.origin(f"node.{choice.setting}")
+        origin = self._config.origin(f"node.{setting or choice.setting}")
         raise PluginError(
             f"no installed plugin is the {choice.what} {name!r} ({origin})",
             hint=self.install_hint(choice.prefix + name.removeprefix(choice.prefix)),
@@ -69,23 +89,27 @@ class Selection:
     def required(self, problems: list[ConfigError]) -> frozenset[str]:
         """The plugins without which no node starts; what is wrong is added to `problems`."""
         required = set(self.enable or ())
-        for choice in (BACKEND, RECORDER):
+        settings: dict[str, Callable[[], tuple[str | None, ...]]] = {
+            "auth": lambda: (self.chosen(BACKEND),),
+            "auth_also": self.also,
+            "audit": lambda: (self.chosen(RECORDER),),
+        }
+        for setting, chosen in settings.items():
             try:
-                name = self.chosen(choice)
-            except PluginError as exc:
-                problems.append(exc)
+                names = {name for name in chosen() if name is not None}
+            except ConfigError as exc:
+                if not problems or problems[-1].message != exc.message:  # `also` looks at both
+                    problems.append(exc)
                 continue
-            required |= {name} if name is not None else set()
-            if name in self.disable:
-                problems.append(
-                    ConfigError(
-                        f"[node] {choice.setting} selects {name!r}, and {self._list('disable')} "
-                        "forbids it",
-                        hint=f"select another one with [node] {choice.setting}, or take it out of "
-                        "`disable`",
-                        code="config.value",
-                    )
+            required |= names
+            problems += (
+                ConfigError(
+                    f"[node] {setting} selects {name!r}, and {self._list('disable')} forbids it",
+                    hint=f"select another one with [node] {setting}, or take it out of `disable`",
+                    code="config.value",
                 )
+                for name in sorted(names.intersection(self.disable))
+            )
         installed = {offer.name for offer in self._offers}
         for name in self.disable:
             near = difflib.get_close_matches(name, installed, 1, 0.6)

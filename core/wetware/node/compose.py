@@ -153,7 +153,8 @@ class Node(Parts):
             tasks.create_task(self.lag.run(), name="lag")
             tasks.create_task(self.admission.run(lambda: None), name="admission")
             tasks.create_task(end_if_evicted(self.admission), name="eviction")
-            await start_backend(self.backend, serving)
+            for backend in (self.backend, *self.also):
+                await start_backend(backend, serving)
             await start_services(self.services, serving, self.plugins.service_failed)
             try:
                 yield tasks
@@ -178,6 +179,7 @@ class Node(Parts):
                 hint="leave out --dev ([node] dev)",
                 code="config.try_out",
             )
+        self.also = self.plugins.auth_also(self._context)
 
     def _load(self) -> None:
         """What of the plugins records, serves and finds peers."""
@@ -269,6 +271,7 @@ class Node(Parts):
             audit=self.audit,
             limits=self.config.login,
             tree=self.tree,
+            also=self.also,
         )
         self.broker.addrs = lambda: self.addrs
         self.broker.clock_trusted = self.admission.forget_early
@@ -358,7 +361,10 @@ class Node(Parts):
     def _collect_services(self) -> None:
         """What the recorder, the backend and the plugins offer."""
         recorder = self.audit.recorder
-        own = (*(recorder.services if recorder is not None else ()), *self.backend.services)
+        own = [
+            *(recorder.services if recorder is not None else ()),
+            *(service for each in (self.backend, *self.also) for service in each.services),
+        ]
         reserved = [SESSION_SERVICE, *CORE_SERVICES, *(service.name for service in own)]
         offered = {service.name: (service, proposal_of(service)) for service in own}
         offered |= self.plugins.services(self._context, reserved)

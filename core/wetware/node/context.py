@@ -43,6 +43,7 @@ class Contexts:
     def __call__(self, name: str, config: object) -> PluginContext:
         """The context of a plugin with this configuration, or None."""
         node = self._node
+        store = None if name in node.plugins.also else node.store
         data_dir = node.data_dir / "plugins" / name
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return PluginContext(
@@ -52,8 +53,10 @@ class Contexts:
             data_dir=data_dir,
             clock=node.clock,
             overlay=self._overlay,
-            join_document=node.store.join_document,
-            founding=founding.statement if (founding := node.store.founding) else None,
+            join_document=store.join_document if store else None,
+            joined=node.store.join_document is not None,
+            founding=store.founding.statement if store and store.founding else None,
+            authority=store is not None,
             configured=node.config.given(f"plugins.{name}"),
             dev=node.config.node.dev,
             evicted=lambda peer: node.admission.judge.evicted(peer) is not None,

@@ -53,7 +53,7 @@ async def check_node(node: Parts) -> list[Finding]:
             members, node.addrs, lambda peer: node.host.connection(peer) is not None
         ),
         "from outside": lambda: [ok("from outside", node.reached)] if members.knows_others else [],
-        "policy": lambda: policy(node.backend),
+        "policy": lambda: [f for each in (node.backend, *node.also) for f in policy(each)],
         "audit": lambda: audit(node.audit),
         "grants": lambda: grants.findings(node.tree),
         "loop": lambda: node.lag.findings(now - node.started_at),

@@ -54,6 +54,7 @@ class Parts:
     overlay: Overlay
     siblings: Siblings
     backend: AuthBackend
+    also: tuple[AuthBackend, ...]
     broker: Broker
     tree: Tree
 
@@ -82,8 +83,9 @@ class Parts:
 
     @property
     def users(self) -> str:
-        """How somebody becomes a user, as the auth backend says; "" where it does not."""
-        return str(getattr(self.backend, "users", ""))
+        """How somebody becomes a user, as the auth backends say; "" where they do not."""
+        said = [str(getattr(backend, "users", "")) for backend in (self.backend, *self.also)]
+        return "; or ".join(filter(None, said))
 
     @property
     def own_addrs(self) -> tuple[Multiaddr, ...]:

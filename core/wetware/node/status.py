@@ -52,6 +52,7 @@ def status_of(node: Parts, details: bool) -> dict[str, object]:
         "services": sorted(node.services),
         "ungranted": node.broker.ungranted(),
         "auth": node.backend.name,
+        "auth_also": [backend.name for backend in node.also],
         "policy_epoch": node.backend.epoch,
         "sessions": node.broker.sessions,
         "overlay_state": overlay.state,

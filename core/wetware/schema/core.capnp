@@ -332,6 +332,8 @@ struct NodeStatus {
   # Services of this node that propose something for members which no operator has accepted.
   reached @28 :Text;
   # How this node is reached from the internet, in words; "" while it knows of no other member.
+  authAlso @29 :List(Text);
+  # Further auth backends, each for users of its own.
 
   struct Peer {
     peerId @0 :Text;

@@ -106,17 +106,28 @@ class _ChoosingSigner:
     def __init__(self, choice: KeyChoice) -> None:
         self._choice = choice
 
+    def ready(self, challenge: Challenge) -> bool:
+        """Whether the user has a session in that cluster, or chose a key."""
+        return self._signer(challenge) is not None
+
     async def sign(self, challenge: Challenge) -> Proof:
+        signer = self._signer(challenge)
+        if signer is None:
+            name = chosen_name(self._choice) or "default"
+            raise sessions.needs_login(name, challenge.cluster)
+        return await signer.sign(challenge)
+
+    def _signer(self, challenge: Challenge) -> SessionSigner | BoundKeySigner | None:
         choice = self._choice
         name = chosen_name(choice)
         if name is not None:
             found = sessions.load(name, challenge.cluster)
             if found is not None:
-                return await SessionSigner(found, name=name).sign(challenge)
+                return SessionSigner(found, name=name)
         named = choice.key is not None or paths.variable("WW_KEY") is not None
         if named and (isinstance(choice.key, Key) or choice.path.exists()):
-            return await make_key_signer(choice).sign(challenge)
-        raise sessions.needs_login(name or "default", challenge.cluster)
+            return make_key_signer(choice)
+        return None
 
 
 def chosen_name(choice: KeyChoice) -> str | None:
@@ -128,12 +139,12 @@ def chosen_name(choice: KeyChoice) -> str | None:
 
 
 def make_session_signer(choice: KeyChoice) -> _ChoosingSigner:
-    """The entry point of `wetware.signer.v1` for `evm-session`."""
+    """The entry point of `wetware.signer.v1`: of `evm-session`, and so of `evm-key` as well."""
     return _ChoosingSigner(choice)
 
 
 def make_key_signer(choice: KeyChoice) -> BoundKeySigner:
-    """The entry point of `wetware.signer.v1` for `evm-key`; raises KeyFileError."""
+    """With the chosen key, as bound on chain; raises KeyFileError."""
     return BoundKeySigner(choice.load(), _account_from_env())
 
 

@@ -55,6 +55,8 @@ def make(
     policy: Path | None = None,
     join_document: bytes | None = None,
     proposals: Mapping[str, Any] | None = None,
+    *,
+    authority: bool = True,
 ) -> LocalBackend:
     data_dir = tmp_path / "data"
     data_dir.mkdir(exist_ok=True)
@@ -66,6 +68,8 @@ def make(
         clock=time,
         overlay=FakeOverlay(),
         join_document=join_document,
+        joined=join_document is not None,
+        authority=authority,
         proposals={} if proposals is None else proposals,
     )
     return LocalBackend(ctx)
@@ -468,6 +472,17 @@ async def test_an_operator_who_saw_one_branch_resolves_the_fork(tmp_path: Path) 
     seen.check(resolution(one, two, "common"))
     with pytest.raises(InvalidArgument, match="no fork"):
         resolution(one, one.next(), "this")
+
+
+async def test_beside_another_authority_it_founds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not this cluster's authority") as refused:
+        make(tmp_path, authority=False)
+    assert "ww policy export" in refused.value.hint
+    assert not (tmp_path / "home").exists(), "no operator's key was made"
+    file = tmp_path / "policy.json"
+    file.write_bytes(Policy.first(ADA.peer_id).sign(ADA))
+    assert make(tmp_path, file, authority=False).policy.operator == ADA.peer_id
+    assert make(tmp_path, authority=False).policy.operator == ADA.peer_id, "it has it by now"
 
 
 async def test_a_joining_node_adopts_the_cluster_s_policy(tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ async def node_at(
             clock=clock,
             overlay=FakeOverlay(host=host),
             join_document=policy.sign(OPERATOR) if joined else None,
+            joined=joined,
+            authority=True,
             proposals={},
         )
         backend = LocalBackend(ctx)

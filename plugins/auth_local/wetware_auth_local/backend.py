@@ -116,8 +116,8 @@ class LocalBackend:
         self._lock = asyncio.Lock()
         self._proposals = ctx.proposals
         self._founder: Key | None = None
-        joined = ctx.join_document
-        self.contact = Contact(ctx, joined=joined is not None)
+        self._authority, joined = ctx.authority, ctx.join_document
+        self.contact = Contact(ctx, joined=ctx.joined)
         self._in_force = self._newest = self._load(config, joined)
         self._reserve.fill()
         self._by_key = _index(self._in_force.policy)
@@ -142,9 +142,15 @@ class LocalBackend:
                     f"{highest['version']} of it",
                     hint="restore it from a backup, or from another node",
                 )
+            if given is None and not self._authority:
+                raise ConfigError(
+                    "auth_local is not this cluster's authority ([node] auth_also), and has no "
+                    "policy to begin with",
+                    hint="[plugins.auth_local] policy names one (`ww policy export`)",
+                )
             if given is not None:
                 signed, _ = given
-                self._adopt_first(signed, joined=joined is not None)
+                self._adopt_first(signed, joined=self.contact.met)
                 return signed
             # On disk once it says what the services propose: not before they are there.
             self._founder, path = _operator_key()

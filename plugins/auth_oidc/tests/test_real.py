@@ -222,6 +222,29 @@ def test_nodes_hold_everything_up_while_the_provider_is_down(home: Home, tmp_pat
         provider.end()
 
 
+def test_users_of_two_backends_are_at_one_node_and_end_apart(home: Home) -> None:
+    provider = RealProvider()
+    try:
+        provider.accounts(ada=ADA)
+        configured(home, provider.issuer)
+        with home.node(NODE, args=["--auth-also", "oidc"]) as node:  # a cluster of auth_local
+            assert json.loads(home.ww("status", "--json").stdout)["auth_also"] == ["oidc"]
+            assert "local:" in home.ww("whoami", check=True).stdout
+            logs_in(home, key="work")
+            ada = home.start_ww("--key", "work", "sub", "news")
+            assert "oidc:" in home.ww("--key", "work", "whoami", check=True).stdout
+            assert home.ww("--key", "work", "ls").returncode == EXIT_DENIED, "no operator"
+            provider.end()
+            node.wait_log("auth_oidc.suspended", within_s=30)
+            assert home.ww("--key", "work", "whoami").returncode != 0
+            home.ww("pub", "news", "hello", check=True)  # whom auth_local knows, goes on
+            heard, said = ada.communicate(timeout=60)
+            assert not heard
+            assert "of users of 'oidc' are suspended" in said
+    finally:
+        provider.end()
+
+
 def test_a_node_says_what_is_missing(home: Home) -> None:
     (home.path / ".wetware/ww.toml").write_text("")
     node = home.start_node(NODE, args=AUTH)

@@ -37,6 +37,10 @@ class SessionSigner:
     def __init__(self, name: str) -> None:
         self._name = name
 
+    def ready(self, challenge: Challenge) -> bool:
+        """Whether somebody has logged in under this name."""
+        return sessions.path_of(self._name).exists()
+
     async def sign(self, challenge: Challenge) -> Proof:
         """The proof; raises AuthError where somebody has to log in at the provider again."""
         if SCHEME not in challenge.schemes:

@@ -17,8 +17,23 @@ from wetware.broker.broker import Broker
 from wetware.broker.limits import LoginLimits
 from wetware.broker.records import Records
 from wetware.broker.values import TIME_MAX
-from wetware.errors import Disconnected, Expired, LimitExceeded, PluginError, Revoked
-from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
+from wetware.errors import (
+    CapabilityError,
+    Disconnected,
+    Expired,
+    LimitExceeded,
+    PluginError,
+    Revoked,
+)
+from wetware.hookspecs import (
+    Accept,
+    NotMine,
+    Reject,
+    Resumed,
+    RoleProfile,
+    Suspended,
+    Withdrawn,
+)
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +86,16 @@ class Backend:
         return lambda: None
 
 
-def broker(backend: Backend, clock: Clock | None = None, **limits: int) -> Broker:
+class Other(Backend):
+    """Of a second one, beside it."""
+
+    name = "other"
+    schemes = ("other",)
+
+
+def broker(
+    backend: Backend, clock: Clock | None = None, also: tuple[Backend, ...] = (), **limits: int
+) -> Broker:
     clock = clock or Clock()
     return Broker(
         peer_id=NODE.peer_id,
@@ -81,6 +105,7 @@ def broker(backend: Backend, clock: Clock | None = None, **limits: int) -> Broke
         clock=clock,
         audit=Records(clock, None),
         limits=replace(LoginLimits(), **limits),
+        also=also,  # type: ignore[arg-type]
     )
 
 
@@ -104,13 +129,13 @@ def test_statuses_are_those_of_the_schema_and_a_new_one_never_grants() -> None:
 
 
 async def refused(by: Broker) -> Reject:
-    verdict = await by.backend.judge(challenge(), proof(challenge()))
+    verdict = await by.backends.judge(challenge(), proof(challenge()))
     assert isinstance(verdict, Reject)
     return verdict
 
 
 async def test_accept() -> None:
-    verdict = await broker(Backend()).backend.judge(challenge(), proof(challenge()))
+    verdict = await broker(Backend()).backends.judge(challenge(), proof(challenge()))
     assert verdict == Accept(ADA, frozenset({"member"}))
 
 
@@ -193,7 +218,7 @@ async def test_a_session_ends_when_its_backend_said() -> None:
     clock = Clock()
     backend = Backend(Accept(ADA, frozenset({"member"}), expires_at=1005.0))
     made = broker(backend, clock)
-    verdict = await made.backend.judge(challenge(), proof(challenge()))
+    verdict = await made.backends.judge(challenge(), proof(challenge()))
     assert isinstance(verdict, Accept)
     assert verdict.expires_at == 1005.0
     session = made.open_session(verdict.principal, verdict.roles, expires_at=verdict.expires_at)
@@ -211,7 +236,7 @@ async def test_a_session_whose_end_is_no_time_is_refused_and_leaves_nothing() ->
     never, unknown = float("inf"), float("nan")
     for end in (never, unknown):
         made = broker(Backend(Accept(ADA, frozenset({"member"}), expires_at=end)))
-        verdict = await made.backend.judge(challenge(), proof(challenge()))
+        verdict = await made.backends.judge(challenge(), proof(challenge()))
         assert isinstance(verdict, Accept) == (end is never)
         if isinstance(verdict, Accept):  # as far off as there are dates
             session = made.open_session(
@@ -297,6 +322,71 @@ async def test_withdrawal_cuts_the_sessions_it_covers_and_no_others() -> None:
     backend.callback(Withdrawn(None))
     assert bob_member.ended is not None
     assert made.sessions == 0
+
+
+# --- two backends ---
+
+BOB = Principal("other", "bob")
+
+
+async def test_each_backend_judges_the_proofs_of_its_own_scheme() -> None:
+    made = broker(Backend(), also=(Other(Accept(BOB, frozenset({"member"}))),))
+    assert made.backends.schemes == ("other", "fake")
+    both = challenge(schemes=made.backends.schemes)
+    for scheme, who in (("fake", ADA), ("other", BOB)):
+        verdict = await made.backends.judge(both, proof(both, scheme))
+        assert verdict == Accept(who, frozenset({"member"}))
+    verdict = await made.backends.judge(both, proof(both, "third"))
+    assert isinstance(verdict, Reject)
+    assert verdict.status is LoginStatus.UNSUPPORTED_SCHEME
+
+
+async def test_no_backend_names_a_user_of_another_one() -> None:
+    made = broker(Backend(), also=(Other(Accept(ADA, frozenset({"member"}))),))
+    both = challenge(schemes=made.backends.schemes)
+    verdict = await made.backends.judge(both, proof(both, "other"))
+    assert isinstance(verdict, Reject)
+    assert "Accept.principal is" in verdict.reason
+
+
+async def test_a_role_means_what_the_backend_of_its_user_says() -> None:
+    other = Other()
+    other.profiles = {"member": {"blob": frozenset({"*"})}}
+    made = broker(Backend(), also=(other,))
+    ada, bob = (made.open_session(each, {"member"}) for each in (ADA, BOB))
+    assert ada.patterns("pubsub")
+    assert not ada.patterns("blob")
+    assert bob.patterns("blob")
+    assert not bob.patterns("pubsub")
+    assert made.backends.profile_of(Principal("gone", "eve"), "member") is None
+
+
+async def test_what_one_backend_says_is_about_its_own_users() -> None:
+    one, other = Backend(), Other()
+    made = broker(one, also=(other,))
+    ada, bob = (made.open_session(each, {"member"}) for each in (ADA, BOB))
+    other.callback(Suspended("no contact"))
+    with pytest.raises(CapabilityError, match="users of 'other' are suspended: no contact"):
+        bob.check_live()
+    ada.check_live()
+    one.callback(Resumed())
+    assert bob.state == "suspended", "the other one has not said so"
+    other.callback(Resumed())
+    bob.check_live()
+    other.callback(Withdrawn(ADA))
+    assert ada.ended is None
+    other.callback(Withdrawn(None))
+    assert bob.ended is not None
+    assert ada.ended is None
+
+
+def test_two_backends_have_no_scheme_in_common() -> None:
+    other = Other()
+    other.schemes = ("fake",)  # type: ignore[misc]
+    with pytest.raises(PluginError, match="in common: fake, fake"):
+        broker(Backend(), also=(other,))
+    with pytest.raises(PluginError, match="in common"):
+        broker(Backend(), also=(Backend(),))
 
 
 async def test_a_widened_role_leaves_old_sessions_as_they_were_and_revocable() -> None:

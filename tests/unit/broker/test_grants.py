@@ -23,6 +23,7 @@ from wetware.errors import (
     Revoked,
 )
 from wetware.hookspecs import RoleProfile
+from wetware.identity import Principal
 
 from .parts import ADA, JOIN, PUBLISH, Clock, call, method, narrow, root, task, tree, where
 
@@ -369,7 +370,7 @@ async def test_a_withdrawn_role_takes_shares_of_closed_sessions_along() -> None:
     session = on.session(ADA, (root(on, "member", pubsub={"*"}),))
     share = session.derive(label="s", kind="share", durable=True)
     session.close("x")
-    assert on.withdraw(ADA, frozenset({"member"}), "fired") == 1
+    assert on.withdraw("local", ADA, frozenset({"member"}), "fired") == 1
     with pytest.raises(Revoked, match="fired"):
         share.check_live()
 
@@ -377,7 +378,7 @@ async def test_a_withdrawn_role_takes_shares_of_closed_sessions_along() -> None:
 async def test_what_a_withdrawal_ends_is_counted_once() -> None:
     on = tree()
     on.session(ADA, tuple(root(on, role, pubsub={"*"}) for role in ("a", "b", "c")))
-    assert on.withdraw(ADA, None, "") == 1
+    assert on.withdraw("local", ADA, None, "") == 1
 
 
 # --- time -----------------------------------------------------------------------------------------
@@ -418,12 +419,17 @@ async def test_suspension_holds_everything_up_and_ends_nothing() -> None:
     grant = root(on, pubsub={"*"}).derive(label="g", service="pubsub")
     running = task()
     grant.enter(PUBLISH, {"data": b""}, running)
-    on.suspended = CapabilityError("no contact", code="capability.suspended")
+    bearer = grant.derive(label="s", principal=Principal("bearer", "x"), service="pubsub")
+    other = on.root(Principal("other", "bob"), "r", RoleProfile({"pubsub": frozenset({"*"})}))
+    on.suspended["local"] = CapabilityError("no contact", code="capability.suspended")
     with pytest.raises(CapabilityError) as refused:
         grant.enter(PUBLISH, {"data": b""}, task())
     assert refused.value.code == "capability.suspended"
     assert not running.done()
-    on.suspended = None
+    assert bearer.state == "suspended", "it comes from ada"
+    assert other.derive(label="g").state == "live", "whom another backend knows"
+    on.suspended.clear()
+    assert bearer.state == "live"
     call(grant, PUBLISH, data=b"")
 
 

@@ -205,6 +205,35 @@ async def test_a_session_that_was_closed_is_not_opened_again(slept: list[float])
     assert not slept
 
 
+@pytest.mark.parametrize(
+    ("signers", "picked"),
+    [
+        ({"key": None, "login": True}, "login"),
+        ({"key": None, "login": False}, "key"),
+        ({"login": False, "key": None}, "key"),
+        ({"no key": AuthError("no key"), "login": False}, "login"),
+        ({"login": False, "other": True}, "other"),
+    ],
+)
+def test_a_login_goes_before_a_key_and_that_before_a_login_to_come(
+    signers: dict[str, Any], picked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(group: str, scheme: str) -> Any:
+        def make(choice: object) -> Any:
+            ready = signers[scheme]
+            if isinstance(ready, Exception):
+                raise ready
+            more = {} if ready is None else {"ready": lambda challenge: ready}
+            return SimpleNamespace(name=scheme, **more)
+
+        return make
+
+    monkeypatch.setattr("wetware.client.keys.find", find)
+    challenge: Any = SimpleNamespace(schemes=tuple(signers))
+    choose = chooser(None, KeyChoice(None, None, None))
+    assert choose(challenge).name == picked  # type: ignore[attr-defined]
+
+
 def test_nobody_is_asked_unawares() -> None:
     wallet = SimpleNamespace(sign=None)
     challenge: Any = SimpleNamespace(schemes=("local-ed25519",))

@@ -143,6 +143,26 @@ def test_only_the_selected_backend_is_asked(world: World) -> None:
     assert world.load(policy=CHECK, auth="other").services(context) == {}, "it may make keys"
 
 
+def test_further_backends_are_asked_too_and_none_twice(world: World) -> None:
+    for name in ("other", "third"):
+        world.plugin(
+            f"auth_{name}",
+            ww_register_auth=lambda ctx: Backend(ctx.name.removeprefix("auth_")),
+            ww_register_services=lambda ctx: [service(f"{ctx.name}_admin")],
+        )
+    loaded = world.load(policy=NODE, auth_also=("other",))
+    assert loaded.auth(context).name == "local"
+    assert [backend.name for backend in loaded.auth_also(context)] == ["other"]
+    assert list(loaded.services(context)) == ["auth_other_admin"]
+    for twice in (("local",), ("auth_local",), ("other", "auth_other")):
+        with pytest.raises(ConfigError, match="is selected twice: local"):
+            world.load(policy=NODE, auth_also=twice)
+    with pytest.raises(PluginError, match=r"auth backend 'gone' \(--auth-also"):
+        world.load(policy=NODE, auth_also=("gone",))
+    with pytest.raises(ConfigError, match=r"auth_also selects 'auth_other'.*forbids"):
+        world.load('[plugins]\ndisable = ["auth_other"]', NODE, auth_also=("other",))
+
+
 def test_a_third_party_called_local_is_not_the_backend_local(world: World) -> None:
     world.plugin("local", ww_register_auth=lambda ctx: pytest.fail("asked"))
     assert world.load(policy=NODE).auth(context).name == "local"

@@ -123,6 +123,7 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         store=store,
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
         backend=SimpleNamespace(name="local", epoch=3, findings=list),
+        also=(),
         plugins=SimpleNamespace(report=()),
         services={},
         overlay=SimpleNamespace(
@@ -138,7 +139,7 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
             shares={},
             store=None,
             clock_wrong="",
-            suspended=None,
+            suspended={},
             shares_suspended=None,
         ),
     )
@@ -337,7 +338,7 @@ async def test_a_node_whose_decisions_are_not_recorded(tmp_path: Path) -> None:
         ({"shares_suspended": Busy("every share is suspended")}, "error", "is suspended"),
         ({"clock_wrong": "it was set back by 90 s"}, "error", "grants with an end are refused"),
         (
-            {"suspended": Busy("the chain is far {}")},
+            {"suspended": {"evm": Busy("users of evm are suspended: the chain is far {}")}},
             "error",
             "suspended: the chain is far",
         ),

@@ -69,7 +69,7 @@ def decide(ctx: PluginContext) -> bool:
     """
     began = has_begun(ctx.data_dir)
     said = ", ".join(sorted(ctx.configured))
-    if ctx.dev:
+    if ctx.dev and ctx.authority:
         if clash := sorted(ctx.configured & CHAIN_SETTINGS):
             raise _refuse(
                 f"--dev makes a chain of its own, and [plugins.auth_evm] sets {', '.join(clash)}",
@@ -83,7 +83,7 @@ def decide(ctx: PluginContext) -> bool:
         if not began and (why := _earlier(ctx)):
             raise _refuse(f"--dev, and {why}", f"leave out --dev; or {_ELSEWHERE}")
         return True
-    if ctx.join_document is not None or ctx.configured:
+    if ctx.join_document is not None or ctx.configured or not ctx.authority:
         if began:
             given = f"[plugins.auth_evm] sets {said}" if said else "this node has joined a cluster"
             raise _refuse(
@@ -95,7 +95,7 @@ def decide(ctx: PluginContext) -> bool:
         if missing and ctx.join_document is None:
             raise _refuse(
                 f"the configuration of the auth backend `evm` is not complete: [plugins.auth_evm] "
-                f"sets {said}, and not {', '.join(missing)}",
+                f"sets {said or 'nothing'}, and not {', '.join(missing)}",
                 f"set {', '.join(missing)} (`ww auth evm deploy` prints a section for ww.toml); or "
                 "try it out, without settings that say which chain it is: ww node --auth evm --dev",
             )
