@@ -22,7 +22,7 @@ pytest.importorskip("eth_tester", reason="needs the extra: pip install 'wetware[
 
 from wetware_auth_evm.chain.events import role_id
 from wetware_auth_evm.cli import abi
-from wetware_auth_evm.cli.transactions import signed
+from wetware_auth_evm.cli.writes import Fees, Transaction, sign
 from wetware_auth_evm.contract import load as artifact
 from wetware_auth_evm.dev import chain as chains
 from wetware_auth_evm.dev.chain import RAW_CHARS_MAX, Chain, Refused, Reverted
@@ -50,15 +50,12 @@ def _chain(path: Path, clock: Clock | None = None) -> Chain:
     return Chain(path, chain_id=CHAIN_ID, owner=WALLET.address, clock=clock or Clock())
 
 
+def _signed(nonce: int, to: bytes, data: bytes, gas: int = 300_000) -> bytes:
+    return sign(WALLET, Transaction(to, data, CHAIN_ID), gas, Fees(0, None), nonce)[0]
+
+
 def _deploy(chain: Chain) -> bytes:
-    raw = signed(
-        WALLET,
-        chain_id=CHAIN_ID,
-        nonce=0,
-        to=b"",
-        data=abi.deployment(WALLET.address),
-        gas=3_500_000,
-    )
+    raw = _signed(0, b"", abi.deployment(WALLET.address), 3_500_000)
     receipt = chain.methods["eth_getTransactionReceipt"](chain.send("0x" + raw.hex()))
     assert receipt["status"] == "0x1"
     return bytes.fromhex(receipt["contractAddress"][2:])
@@ -69,8 +66,7 @@ def _grant(nonce: int, contract: bytes, account: int = 1) -> str:
         *("grant", role_id("default"), role_id("r"), account.to_bytes(20, "big")),
         *(0, NOW + 86_400, 1),
     )
-    raw = signed(WALLET, chain_id=CHAIN_ID, nonce=nonce, to=contract, data=data, gas=300_000)
-    return "0x" + raw.hex()
+    return "0x" + _signed(nonce, contract, data).hex()
 
 
 def _hashes(chain: Chain) -> list[str]:
@@ -80,35 +76,6 @@ def _hashes(chain: Chain) -> list[str]:
 
 
 # --- the chain ------------------------------------------------------------------------------------
-
-
-def test_our_signatures_are_those_of_the_library() -> None:
-    """Encoding and signing by hand, against eth-account."""
-    from eth_account import Account
-
-    rng = random.Random(20)
-    for _ in range(50):
-        data = rng.randbytes(rng.choice([0, 1, 4, 55, 56, 57, 300]))
-        nonce, gas = rng.choice([0, 1, 127, 128, 300]), rng.randrange(21_000, 1 << 24)
-        to = rng.choice([b"", b"\x11" * 20])
-        fields: dict[str, Any] = {
-            "chainId": CHAIN_ID,
-            "nonce": nonce,
-            "gas": gas,
-            "value": 0,
-            "data": "0x" + data.hex(),
-        }
-        fee: dict[str, int] = {"price": rng.choice([0, 1, 300 * 10**9])}
-        if rng.random() < 0.5:
-            fee["tip"] = fee["price"] // 3
-            fields |= {"type": 2, "maxFeePerGas": fee["price"], "maxPriorityFeePerGas": fee["tip"]}
-        else:
-            fields["gasPrice"] = fee["price"]
-        if to:
-            fields["to"] = "0x" + to.hex()
-        theirs = bytes(Account.sign_transaction(fields, WALLET.secret).raw_transaction)
-        ours = signed(WALLET, chain_id=CHAIN_ID, nonce=nonce, to=to, data=data, gas=gas, **fee)
-        assert ours == theirs
 
 
 def test_blocks_survive_as_they_were(tmp_path: Path) -> None:
@@ -203,7 +170,7 @@ def test_an_estimate_is_enough(tmp_path: Path) -> None:
     revoke = abi.calldata("revoke", role_id("default"), role_id("r"), (1).to_bytes(20, "big"))
     query = {"from": OWNER, "to": "0x" + contract.hex(), "data": "0x" + revoke.hex()}
     gas = int(chain.methods["eth_estimateGas"](query), 16)
-    raw = signed(WALLET, chain_id=CHAIN_ID, nonce=2, to=contract, data=revoke, gas=gas)
+    raw = _signed(2, contract, revoke, gas)
     receipt = chain.methods["eth_getTransactionReceipt"](chain.send("0x" + raw.hex()))
     assert receipt["status"] == "0x1", "out of gas"
     assert int(receipt["gasUsed"], 16) <= gas <= 2 * int(receipt["gasUsed"], 16)
@@ -609,9 +576,7 @@ def test_kill_9_in_the_middle_loses_nothing_acknowledged(tmp_path: Path) -> None
             *(0, int(time.time()) + 86_400, 1),
         )
         for _ in range(4 + turn):
-            raw = signed(
-                WALLET, chain_id=CHAIN_ID, nonce=nonce, to=contract, data=data, gas=300_000
-            )
+            raw = _signed(nonce, contract, data)
             acknowledged.append(call(port, "eth_sendRawTransaction", "0x" + raw.hex()))
             nonce += 1
         process.send_signal(signal.SIGKILL)

@@ -26,7 +26,6 @@ from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
 from wetware_auth_evm.chain.addresses import keccak
 from wetware_auth_evm.cli.profiles import DEFAULT_SCOPE, DEV_FILE
-from wetware_auth_evm.cli.transactions import signed
 from wetware_auth_evm.dev import anvil
 from wetware_auth_evm.dev.process import Child, NotStarted, RpcFailed, call
 
@@ -442,8 +441,10 @@ def _block(port: int, at: int | str) -> dict[str, Any]:
 
 def _send(port: int, wallet: Wallet, to: bytes, data: bytes, gas: int) -> dict[str, Any]:
     """Send a transaction that costs nothing, and wait for its receipt; raises RpcFailed."""
+    from wetware_auth_evm.cli.writes import Fees, Transaction, sign
+
     nonce = int(call(port, "eth_getTransactionCount", "0x" + wallet.address.hex(), "latest"), 16)
-    raw = signed(wallet, chain_id=CHAIN_ID, nonce=nonce, to=to, data=data, gas=gas)
+    raw, _ = sign(wallet, Transaction(to, data, CHAIN_ID), gas, Fees(0, None), nonce)
     tx_hash = call(port, "eth_sendRawTransaction", "0x" + raw.hex())
     deadline = time.monotonic() + MINED_S_MAX
     while (receipt := call(port, "eth_getTransactionReceipt", tx_hash)) is None:
