@@ -338,7 +338,7 @@ def test_signing_leaves_the_limit_of_recursion() -> None:
             "import sys; from wetware_auth_evm.cli import writes as w\n"
             "from wetware_auth_evm.login import wallets\n"
             "wallet = wallets.Wallet.from_secret(bytes([1]) * 32)\n"
-            "tx = w.Transaction(to=bytes(20), data=b'', value=0, chain_id=1)\n"
+            "tx = w.Transaction(to=bytes(20), data=b'', chain_id=1)\n"
             "w.sign(wallet, tx, 21000, w.Fees(1, None), 0)\n"
             "print(sys.getrecursionlimit(), 'eth_account' in sys.modules)",
         ],

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,67 +17,10 @@ if TYPE_CHECKING:
 evm_app = typer.Typer(rich_markup_mode=None)
 
 
-def _shared(name: str, kind: Any, default: Any, *flags: str, **settings: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, typer.Option(*flags, **settings)],
-    )
-
-
-_WHERE: Final = (
-    _shared(
-        "rpc",
-        list[str] | None,
-        None,
-        "--rpc",
-        metavar="URL",
-        help="A JSON-RPC endpoint of the chain; repeatable.",
-    ),
-    _shared("contract", str, "", "--contract", metavar="ADDRESS", help="The contract."),
-    _shared("chain_id", int, 0, "--chain-id", min=0, metavar="N", help="The chain (EIP-155)."),
-    _shared(
-        "scope",
-        str,
-        "",
-        "--scope",
-        metavar="NAME",
-        help="The cluster's scope in the contract; ROOT holds in every one.",
-    ),
-    _shared(
-        "profile",
-        Path | None,
-        None,
-        "--profile",
-        metavar="FILE",
-        help="What `ww auth evm export-profile` wrote.",
-    ),
-)
-_WRITE: Final = (
-    _shared(
-        "calldata",
-        bool,
-        False,
-        "--calldata",
-        help="Print the transaction as JSON, for a Safe or a hardware wallet, and send nothing.",
-    ),
-    _shared("wait", str, "final", "--wait", metavar="final|mined|none", help="For what to wait."),
-    _shared(
-        "timeout", float | None, None, "--timeout", metavar="SECONDS", help="How long to wait."
-    ),
-    _shared(
-        "nonce",
-        int | None,
-        None,
-        "--nonce",
-        min=0,
-        metavar="N",
-        help="Number of the transaction, to replace one that is stuck.",
-    ),
-    _shared("fee_gwei", float | None, None, "--fee-gwei", metavar="N", help="At most per gas."),
-    _shared("json", bool, False, "--json", help="Print JSON."),
-)
+def _options(kind: type) -> tuple[inspect.Parameter, ...]:
+    """The fields of a dataclass, as keyword parameters that typer understands."""
+    fields = inspect.signature(kind, eval_str=True).parameters.values()
+    return tuple(field.replace(kind=inspect.Parameter.KEYWORD_ONLY) for field in fields)
 
 
 def command(
@@ -90,9 +32,9 @@ def command(
     """
     groups: dict[str, tuple[type, tuple[inspect.Parameter, ...]]] = {}
     if where:
-        groups["where"] = Where, _WHERE
+        groups["where"] = Where, _options(Where)
     if writes:
-        groups["write"] = Write, _WRITE
+        groups["write"] = Write, _options(Write)
 
     def mount_it(declared: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(declared, eval_str=True).parameters.values()

@@ -24,12 +24,12 @@ from wetware_auth_evm.chain.profile import Profile
 from wetware_auth_evm.cli import abi, profiles
 from wetware_auth_evm.cli.reads import Chain
 from wetware_auth_evm.cli.shared import (
+    check,
     on_chain,
     open_wallet,
     own_address,
     print_calldata,
     profile_of,
-    sending,
     wallet_file,
 )
 from wetware_auth_evm.cli.words import who
@@ -112,7 +112,7 @@ def _running_dev(data_dir: Path) -> Profile | None:
 
 def deploy(where: Where, write: Write, *, owner: str, write_config: bool) -> None:
     """`ww auth evm deploy`."""
-    how = sending(write)
+    check(write)
     profile = profile_of(where, need_contract=False)
     if write_config:
         _check_no_section()
@@ -122,13 +122,13 @@ def deploy(where: Where, write: Write, *, owner: str, write_config: bool) -> Non
     if write.calldata:
         print_calldata(profile, b"", abi.deployment(address))
         return
-    if how.wait == "none":
+    if write.wait == "none":
         raise InvalidArgument("a deployment is waited for", hint="--wait mined, or --wait final")
     wallet = open_wallet(wallet_file())
 
     async def work(chain: Chain) -> tuple[Outcome, Profile]:
         tx = Transaction(b"", abi.deployment(address), chain.profile.chain_id)
-        outcome = await send(chain, wallet, tx, how, note)
+        outcome = await send(chain, wallet, tx, write, note)
         made = Profile(
             chain_id=chain.profile.chain_id,
             contract=outcome.created,

@@ -22,7 +22,7 @@ from wetware.errors import (
 )
 from wetware_auth_evm.cli import abi, profiles, words
 from wetware_auth_evm.cli.reads import Chain
-from wetware_auth_evm.cli.writes import Outcome, Sending, Transaction, send
+from wetware_auth_evm.cli.writes import Outcome, Transaction, send
 from wetware_auth_evm.login import wallets
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def profile_of(where: Where, *, need_contract: bool = True, cluster: str = "") -
         contract=where.contract,
         chain_id=where.chain_id,
         scope=where.scope,
-        cluster=cluster or where.cluster,
+        cluster=cluster,
         file=where.profile,
         data_dir=node_data_dir(),
         config=options.config,
@@ -77,17 +77,12 @@ def open_wallet(file: WalletFile) -> Wallet:
     return file.open(lambda: ask_passphrase(f"Passphrase of {file.name}: "))
 
 
-def sending(write: Write) -> Sending:
+def check(write: Write) -> None:
+    """Raise InvalidArgument for options of sending that make no sense."""
     if write.wait not in ("final", "mined", "none"):
         raise InvalidArgument(f"--wait {write.wait[:20]}", hint="write final, mined or none")
     if write.timeout is not None and not 0 <= write.timeout <= 86_400:
         raise InvalidArgument(f"--timeout {write.timeout:g}", hint="write seconds, up to a day")
-    return Sending(
-        wait=write.wait,  # type: ignore[arg-type]  # looked at above
-        timeout_s=write.timeout,
-        nonce=write.nonce,
-        fee_gwei=write.fee_gwei,
-    )
 
 
 def change(
@@ -111,7 +106,8 @@ def change(
         yes: It is confirmed.
         before: What to say or check before it is sent.
     """
-    how, profile = sending(write), profile_of(where)
+    check(write)
+    profile = profile_of(where)
     call = abi.calldata(function, *args(profile))
     if write.calldata:
         print_calldata(profile, profile.contract, call)
@@ -125,7 +121,7 @@ def change(
         if before is not None:
             await before(chain)
         tx = Transaction(profile.contract, call, chain.profile.chain_id)
-        return await send(chain, wallet, tx, how, note)
+        return await send(chain, wallet, tx, write, note)
 
     report(on_chain(profile, work), write)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from web3.types import TxParams, TxReceipt
 
     from wetware_auth_evm.chain.events import Event
+    from wetware_auth_evm.cli.given import Write
     from wetware_auth_evm.cli.reads import Chain, Say
     from wetware_auth_evm.login.wallets import Wallet
 
@@ -39,8 +40,6 @@ GAS_SPARE: Final = 1.2
 FEE_BUMP: Final = 1.125
 """More than this a replacement has to pay, by what nodes ask: 10 % and some."""
 GWEI: Final = 10**9
-
-Wait = Literal["final", "mined", "none"]
 
 
 class ContractRefused(ChainError):
@@ -81,44 +80,25 @@ class Transaction:
         to: The contract, 20 bytes; empty: it makes one.
         data: The call.
         chain_id: EIP-155.
-        value: Wei.
     """
 
     to: bytes
     data: bytes
     chain_id: int
-    value: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For a Safe or a hardware wallet: `--calldata`."""
         return {
             "to": who(self.to) if self.to else None,
             "data": "0x" + self.data.hex(),
-            "value": str(self.value),
+            "value": "0",
             "chainId": self.chain_id,
         }
 
     def query(self, sender: bytes) -> TxParams:
         """As web3 takes what is to be tried."""
-        found: TxParams = {"from": who(sender), "data": self.data, "value": self.value}
+        found: TxParams = {"from": who(sender), "data": self.data}
         return {**found, "to": who(self.to)} if self.to else found
-
-
-@dataclass(frozen=True, slots=True)
-class Sending:
-    """How to send.
-
-    Attributes:
-        wait: For what.
-        timeout_s: In all, or None for MINED_S_MAX and FINAL_S_MAX.
-        nonce: Of the transaction; None: the next one. Replaces a stuck one.
-        fee_gwei: At most per gas; None: twice what the newest block took.
-    """
-
-    wait: Wait = "final"
-    timeout_s: float | None = None
-    nonce: int | None = None
-    fee_gwei: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +146,7 @@ class Outcome:
 
 
 async def send(
-    chain: Chain, wallet: Wallet, tx: Transaction, how: Sending, say: Say, *, poll_s: float = POLL_S
+    chain: Chain, wallet: Wallet, tx: Transaction, how: Write, say: Say, *, poll_s: float = POLL_S
 ) -> Outcome:
     """Send a transaction, and wait as `how` says; `chain` has been identified.
 
@@ -176,7 +156,7 @@ async def send(
     say("estimating")
     gas = await _estimate(chain, wallet.address, tx)
     fees = await _fees(chain, how.fee_gwei)
-    await _check_funds(chain, wallet.address, tx, gas, fees)
+    await _check_funds(chain, wallet.address, gas * fees.most)
     nonce = how.nonce
     if nonce is None:
         nonce = await chain.w3.eth.get_transaction_count(who(wallet.address), "pending")
@@ -187,11 +167,11 @@ async def send(
         return outcome
     started = time.monotonic()
     outcome = await _mined(
-        chain, wallet.address, tx, outcome, fees, how.timeout_s or MINED_S_MAX, say, poll_s
+        chain, wallet.address, tx, outcome, fees, how.timeout or MINED_S_MAX, say, poll_s
     )
     if how.wait == "mined":
         return outcome
-    left_s = FINAL_S_MAX if how.timeout_s is None else how.timeout_s - (time.monotonic() - started)
+    left_s = FINAL_S_MAX if how.timeout is None else how.timeout - (time.monotonic() - started)
     return await _final(chain, outcome, left_s, say, poll_s)
 
 
@@ -242,8 +222,7 @@ def _base_fee(block: Any) -> int | None:
     return None if base is None else wide(base)
 
 
-async def _check_funds(chain: Chain, sender: bytes, tx: Transaction, gas: int, fees: Fees) -> None:
-    needed = gas * fees.most + tx.value
+async def _check_funds(chain: Chain, sender: bytes, needed: int) -> None:
     if needed and await chain.w3.eth.get_balance(who(sender), "latest") < needed:
         raise await _no_funds(chain, sender, needed)
 
@@ -281,7 +260,7 @@ def sign(wallet: Wallet, tx: Transaction, gas: int, fees: Fees, nonce: int) -> t
     fields = {
         "to": who(tx.to) if tx.to else b"",
         "data": tx.data,
-        "value": tx.value,
+        "value": 0,
         "gas": gas,
         "nonce": nonce,
         "chainId": tx.chain_id,
@@ -303,7 +282,7 @@ async def _send(
     if not said:
         return tx_hash
     if _is_no_funds(said):
-        raise await _no_funds(chain, wallet.address, gas * fees.most + tx.value)
+        raise await _no_funds(chain, wallet.address, gas * fees.most)
     if "nonce" in said.lower():
         raise NotSent(
             f"the number {nonce} of the transaction is not the next one: {said}",
