@@ -1,19 +1,15 @@
 """Wallet files: the user's secp256k1 keys, as keystore v3 or, for try-outs, in the clear.
 
 `$WW_HOME/evm/wallets/NAME.json`, 0600. A keystore is what every Ethereum client writes and reads;
-it is opened here without eth-account, whose import takes longer than the rest of a login.
-
-Source: https://ethereum.org/en/developers/docs/data-structures-and-encoding/web3-secret-storage/
+eth-keyfile does it here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import re
 import secrets
-import uuid
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +25,8 @@ KDF_BYTES_MAX: Final = 512 << 20
 """Of memory that deriving a key may take: a keystore states its own cost, and may be hostile."""
 KDF_ROUNDS_MAX: Final = 10_000_000
 KDF_PARALLEL_MAX: Final = 16
-SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 18, 8, 1
-"""What geth writes: 0.7 s and 256 MiB."""
+SCRYPT_N: Final = 1 << 18
+"""With r = 8 and p = 1 what geth writes: 0.7 s and 256 MiB."""
 _ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}\Z", re.ASCII)
 _NEW: Final = "make one with `ww auth evm new-key NAME`, or bring one with `ww auth evm import-key`"
@@ -306,32 +302,27 @@ def _ask(passphrase: Passphrase | None, what: str) -> str:
 # --- keystore v3 ----------------------------------------------------------------------------------
 
 
+def _eth_keyfile() -> Any:
+    """Imported where a keystore is: it takes a second, and raises the limit of recursion."""
+    limit = sys.getrecursionlimit()
+    import eth_keyfile
+
+    sys.setrecursionlimit(limit)  # nested JSON would end the process
+    return eth_keyfile
+
+
 def encrypt(wallet: Wallet, passphrase: str, *, n: int = SCRYPT_N) -> dict[str, Any]:
     """A keystore v3 of a key: scrypt and AES-128-CTR."""
-    salt, iv = secrets.token_bytes(32), secrets.token_bytes(16)
-    derived = _scrypt(passphrase, salt, n, SCRYPT_R, SCRYPT_P, 32)
-    text = _aes_ctr(derived[:16], iv, wallet.secret)
-    return {
-        "version": 3,
-        "id": str(uuid.uuid4()),
-        "address": wallet.address.hex(),
-        "crypto": {
-            "cipher": "aes-128-ctr",
-            "cipherparams": {"iv": iv.hex()},
-            "ciphertext": text.hex(),
-            "kdf": "scrypt",
-            "kdfparams": {
-                "n": n, "r": SCRYPT_R, "p": SCRYPT_P, "dklen": 32, "salt": salt.hex()
-            },
-            "mac": keccak(derived[16:32] + text).hex(),
-        },
-    }  # fmt: skip
+    made: dict[str, Any] = _eth_keyfile().create_keyfile_json(
+        wallet.secret, passphrase.encode(), kdf="scrypt", iterations=n, salt_size=32
+    )
+    return made
 
 
 def decrypt(document: Mapping[str, Any], passphrase: str, what: str) -> bytes:
     """The private key in a keystore v3; raises KeyFileError: wrong passphrase, malformed."""
     try:
-        iv, text, mac, derived = _opened(document["crypto"], passphrase)
+        _check_cost(document["crypto"])
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         missing = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise KeyFileError(
@@ -339,43 +330,42 @@ def decrypt(document: Mapping[str, Any], passphrase: str, what: str) -> bytes:
             hint="export it again from the program that made it (keystore v3)",
             code="key.malformed",
         ) from None
-    if not hmac.compare_digest(keccak(derived[16:32] + text), mac):
+    try:
+        return bytes(_eth_keyfile().decode_keyfile_json(dict(document), passphrase.encode()))
+    except ValueError:
         raise KeyFileError(
             f"{what}: wrong passphrase, or the file is damaged",
             hint="WW_PASSPHRASE, where it is set, is taken before the terminal is asked",
             code="key.passphrase",
-        )
-    return _aes_ctr(derived[:16], iv, text)
+        ) from None
 
 
-def _opened(crypto: Mapping[str, Any], passphrase: str) -> tuple[bytes, bytes, bytes, bytes]:
+def _check_cost(crypto: Mapping[str, Any]) -> None:
+    """Raise ValueError, KeyError, TypeError for what is malformed, or dear to open."""
     if crypto["cipher"] != "aes-128-ctr":
         raise ValueError(f"its cipher is {str(crypto['cipher'])[:40]!r}, not aes-128-ctr")
-    iv = bytes.fromhex(crypto["cipherparams"]["iv"])
-    text, mac = bytes.fromhex(crypto["ciphertext"]), bytes.fromhex(crypto["mac"])
-    if len(iv) != 16 or len(text) != 32 or len(mac) != 32:
-        raise ValueError("a field has a wrong length")
-    return iv, text, mac, _derive(str(crypto["kdf"]), crypto["kdfparams"], passphrase)
-
-
-def _derive(kdf: str, params: Mapping[str, Any], passphrase: str) -> bytes:
-    salt, size = bytes.fromhex(params["salt"]), _count(params, "dklen", 1024)
-    if size < 32:
+    params, kdf = crypto["kdfparams"], str(crypto["kdf"])
+    bytes.fromhex(params["salt"])
+    for text, size in (
+        (crypto["cipherparams"]["iv"], 16), (crypto["ciphertext"], 32), (crypto["mac"], 32)
+    ):  # fmt: skip
+        if len(bytes.fromhex(text)) != size:
+            raise ValueError("a field has a wrong length")
+    if _count(params, "dklen", 1024) < 32:
         raise ValueError("its derived key is too short")
     if kdf == "scrypt":
         n, r = _count(params, "n", 1 << 30), _count(params, "r", 1 << 16)
-        p = _count(params, "p", KDF_PARALLEL_MAX)
+        _count(params, "p", KDF_PARALLEL_MAX)
         if 128 * n * r > KDF_BYTES_MAX:
             raise ValueError(f"it asks for {128 * n * r >> 20} MiB of memory")
         if n & (n - 1) or n < 2:
             raise ValueError("its n is no power of 2")
-        return _scrypt(passphrase, salt, n, r, p, size)
-    if kdf == "pbkdf2":
+    elif kdf == "pbkdf2":
         if params["prf"] != "hmac-sha256":
             raise ValueError(f"its prf is {str(params['prf'])[:40]!r}, not hmac-sha256")
-        rounds = _count(params, "c", KDF_ROUNDS_MAX)
-        return hashlib.pbkdf2_hmac("sha256", passphrase.encode(), salt, rounds, size)
-    raise ValueError(f"its kdf is {kdf[:40]!r}: scrypt and pbkdf2 are supported")
+        _count(params, "c", KDF_ROUNDS_MAX)
+    else:
+        raise ValueError(f"its kdf is {kdf[:40]!r}: scrypt and pbkdf2 are supported")
 
 
 def _count(params: Mapping[str, Any], name: str, most: int) -> int:
@@ -383,23 +373,6 @@ def _count(params: Mapping[str, Any], name: str, most: int) -> int:
     if type(value) is not int or not 1 <= value <= most:
         raise ValueError(f"its {name} is not within 1..{most}")
     return value
-
-
-def _scrypt(passphrase: str, salt: bytes, n: int, r: int, p: int, size: int) -> bytes:
-    if n >= 1 << 16 * r:  # more than RFC 7914 has, and OpenSSL takes; some old clients wrote it
-        from Crypto.Protocol.KDF import scrypt
-
-        found: Any = scrypt(passphrase, salt, size, N=n, r=r, p=p)  # type: ignore[arg-type]
-        return bytes(found)
-    memory = 128 * r * (n + p + 2) + (1 << 20)
-    return hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=memory, dklen=size)
-
-
-def _aes_ctr(key: bytes, iv: bytes, text: bytes) -> bytes:
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    cipher = Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor()
-    return cipher.update(text) + cipher.finalize()
 
 
 def _coincurve() -> Any:
