@@ -14,7 +14,6 @@ from eth_account.messages import encode_defunct, encode_typed_data
 from plugins.auth_evm.tests.cli.anvils import CLUSTER, Done, World, dead_url, invoke
 from plugins.auth_evm.tests.login.contracts_of import creation_code
 
-from wetware_auth_evm.cli import logins
 from wetware_auth_evm.cli.words import who
 from wetware_auth_evm.login import session
 from wetware_auth_evm.login.proofs import FORMS
@@ -175,7 +174,9 @@ def test_the_text_is_signed_elsewhere(holder: World) -> None:
 
 
 def login_text(world: World) -> str:
-    return logins.load_pending("default", CLUSTER).grant.text()
+    waits = session.load("default", CLUSTER, pending=True)
+    assert waits is not None
+    return waits.grant.text()
 
 
 def test_a_hardware_wallet_s_v_of_0_or_1_is_taken(holder: World) -> None:

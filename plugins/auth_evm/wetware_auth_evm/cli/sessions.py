@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wetware.cli.app import (
     node_data_dir,
@@ -15,20 +15,25 @@ from wetware.cli.app import (
 from wetware.errors import (
     ConfigError,
     InvalidArgument,
+    KeyFileError,
     NotFound,
 )
 from wetware_auth_evm.chain.addresses import parse_address
-from wetware_auth_evm.cli.shared import on_chain, open_wallet, profile_of, wallet_file
+from wetware_auth_evm.cli.shared import (
+    on_chain,
+    open_wallet,
+    own_address,
+    profile_of,
+    wallet_file,
+)
 from wetware_auth_evm.cli.words import stamp, who
-from wetware_auth_evm.login import wallets
+from wetware_auth_evm.login import session, wallets
 from wetware_auth_evm.node.config import ROOT_NAME
 
 if TYPE_CHECKING:
     from wetware_auth_evm.cli.given import Where
     from wetware_auth_evm.cli.reads import Chain
     from wetware_auth_evm.login.session import StoredSession
-    from wetware_auth_evm.login.statements import SessionGrant
-    from wetware_auth_evm.login.wallets import WalletFile
 
 
 def login(
@@ -59,7 +64,13 @@ def login(
                 "--signature is for what was printed before: roles and form are as they were then",
                 hint="give --signature alone",
             )
-        pending = logins.load_pending(name, profile.cluster)
+        pending = session.load(name, profile.cluster, pending=True)
+        if pending is None:
+            raise KeyFileError(
+                f"nothing of {name} waits for a signature in the cluster {profile.cluster}",
+                hint="ww auth evm login --wallet-address ADDRESS prints what to sign",
+                code="key.missing",
+            )
         if wallet_address and parse_address(wallet_address) != pending.grant.account:
             raise InvalidArgument(
                 f"the text that waits for a signature is of {who(pending.grant.account)}",
@@ -67,11 +78,11 @@ def login(
             )
         given = logins.parse_signature(signature)
         stored = on_chain(profile, lambda chain: logins.judge(chain, pending, given))
-        logins.forget_pending(name, profile.cluster)
+        session.remove(name, profile.cluster, pending=True)
         _keep_session(name, stored, json)
         return
     file = None if wallet_address and not sign_with_file else wallet_file()
-    account = parse_address(wallet_address) if wallet_address else _address_of(file)
+    account = parse_address(wallet_address) if wallet_address else own_address()
     # The key is opened before: the time to type would count as the session's.
     wallet = open_wallet(file) if file is not None else None
     asked = [part.strip() for part in roles.split(",") if part.strip()]
@@ -79,45 +90,36 @@ def login(
         raise InvalidArgument("--roles names none", hint="leave it out for all that you hold")
     seconds = int(hours * 3600)
 
-    async def work(chain: Chain) -> logins.Pending | StoredSession:
+    async def work(chain: Chain) -> StoredSession:
         pending = await logins.prepare(chain, account, asked, seconds, text=eip4361, say=note)
         if wallet is None:
             return pending
-        signed = wallet.sign(pending.digest)
-        return await logins.judge(chain, pending, signed)
+        return await logins.judge(chain, pending, wallet.sign(pending.digest))
 
     found = on_chain(profile, work)
-    if isinstance(found, logins.Pending):
-        logins.save_pending(name, found)
+    if not found.signature:
+        session.save(name, found)
         _print_pending(name, found, json)
         return
     _keep_session(name, found, json)
 
 
-def _address_of(file: WalletFile | None) -> bytes:
-    if file is None:  # not reached: there is an address or a file
-        raise InvalidArgument("which wallet?", hint="--wallet-address ADDRESS")
-    return file.address
-
-
-def _print_pending(name: str, pending: Any, json: bool) -> None:
-    grant: SessionGrant = pending.grant
-    if pending.text:
+def _print_pending(name: str, pending: StoredSession, json: bool) -> None:
+    grant, text = pending.grant, pending.form == "eip4361"
+    if text:
         if json:
             out_json({"form": "eip4361", "account": who(grant.account), "text": grant.text()})
         else:
             sys.stdout.write(grant.text() + "\n")
     else:
         out_json(grant.typed_data())
-    form = "personal_sign (EIP-191)" if pending.text else "eth_signTypedData_v4 (EIP-712)"
+    form = "personal_sign (EIP-191)" if text else "eth_signTypedData_v4 (EIP-712)"
     option = "" if name == "default" else f" --key {name}"
     note(f"let {who(grant.account)} sign this with {form}, before {stamp(grant.expires_at)}; then:")
     note(f"ww{option} auth evm login --signature 0x…")
 
 
 def _keep_session(name: str, stored: StoredSession, json: bool) -> None:
-    from wetware_auth_evm.login import session
-
     path, grant = session.save(name, stored), stored.grant
     if json:
         out_json(
@@ -140,25 +142,22 @@ def _keep_session(name: str, stored: StoredSession, json: bool) -> None:
 
 def logout(*, cluster: str, all_: bool) -> None:
     """`ww auth evm logout`."""
-    from wetware_auth_evm.cli import logins
-    from wetware_auth_evm.login import session
-
     name = wallets.chosen(options.key)
     wallets.wallet_path(name)
-    there = [found for who_, found in session.listing() if who_ == name]
-    waiting = logins.pending_clusters(name)
-    wanted = [*there, *waiting] if all_ else [cluster]
-    if not all_ and not cluster:
-        wanted = sorted({*there, *waiting})
-        if len(wanted) > 1:
-            raise InvalidArgument(
-                f"there are sessions in {len(wanted)} clusters: {', '.join(wanted)}",
-                hint="give --cluster ID, or --all",
-            )
+    wanted = (
+        [cluster]
+        if cluster and not all_
+        else sorted({found for who_, found in session.listing() if who_ == name})
+    )
+    if len(wanted) > 1 and not all_:
+        raise InvalidArgument(
+            f"there are sessions in {len(wanted)} clusters: {', '.join(wanted)}",
+            hint="give --cluster ID, or --all",
+        )
     gone = 0
-    for each in dict.fromkeys(wanted):
+    for each in wanted:
         gone += session.remove(name, each)
-        logins.forget_pending(name, each)
+        session.remove(name, each, pending=True)
     if not gone:
         note(f"{name} is logged in nowhere" + (f" in {cluster}" if cluster else ""))
         return

@@ -1,7 +1,8 @@
 """The user's sessions: a key that a wallet let act for its account, on disk until it expires.
 
 `$WW_HOME/evm/sessions/NAME@CLUSTER.json`, 0600: whoever has the file is the account, in that
-cluster and with those roles, until the session expires or `revokeAll` ends it.
+cluster and with those roles, until the session expires or `revokeAll` ends it. What a wallet
+elsewhere has yet to sign waits beside it as NAME@CLUSTER.pending, good for nothing until then.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _BYTES: Final = ("contract", "account", "scope", "nonce")
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """A session that can log in.
+    """A session that can log in, or that waits for its wallet's signature.
 
     Attributes:
         key: The session key; never shown.
         grant: What the wallet signed.
-        signature: The wallet's.
+        signature: The wallet's; b"" while it is waited for.
         form: How it signed.
         kept_digest: The hash that the wallet signed, where it is known: computing it anew would
             cost each command the import of the hash. A wrong one makes a login fail, and no more.
@@ -111,18 +112,18 @@ def directory() -> Path:
     return paths.home() / "evm" / "sessions"
 
 
-def session_path(name: str, cluster: str) -> Path:
+def session_path(name: str, cluster: str, *, pending: bool = False) -> Path:
     """The file of a session; raises InvalidArgument for what is no name or cluster."""
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"{name[:64]!r} is not the name of a wallet", code="invalid.wallet")
     if not _CLUSTER.fullmatch(cluster):
         raise InvalidArgument(f"{cluster[:70]!r} is not a cluster's ID", code="invalid.cluster")
-    return directory() / f"{name}@{cluster}.json"
+    return directory() / f"{name}@{cluster}.{'pending' if pending else 'json'}"
 
 
 def save(name: str, session: StoredSession) -> Path:
     """Keep a session in place of the one before; returns where. Raises KeyFileError."""
-    path = session_path(name, session.grant.cluster)
+    path = session_path(name, session.grant.cluster, pending=not session.signature)
     grant = {
         key: value.hex() if isinstance(value, bytes) else value
         for key, value in session.grant.plain().items()
@@ -143,12 +144,12 @@ def save(name: str, session: StoredSession) -> Path:
     return path
 
 
-def load(name: str, cluster: str) -> StoredSession | None:
-    """A session, expired or not; None if there is none.
+def load(name: str, cluster: str, *, pending: bool = False) -> StoredSession | None:
+    """A session, expired or not, or one that waits for its signature; None if there is none.
 
     Raises KeyFileError for a file that is damaged, or that others can read.
     """
-    path = session_path(name, cluster)
+    path = session_path(name, cluster, pending=pending)
     remedy = f"it is as good as the wallet until it expires: remove it, then {LOGIN}"
     try:
         text = read_private_file(path, FILE_BYTES_MAX, remedy=remedy)
@@ -156,7 +157,7 @@ def load(name: str, cluster: str) -> StoredSession | None:
         return None
     try:
         session = _parse(json.loads(text))
-        good = session.grant.cluster == cluster
+        good = session.grant.cluster == cluster and pending == (not session.signature)
         good = good and session.key.peer_id == session.grant.session_key
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidArgument):
         good = False
@@ -172,7 +173,7 @@ def _parse(value: Any) -> StoredSession:
     signature = bytes.fromhex(value["signature"])
     if value["v"] != 1 or value["form"] not in FORMS:
         raise ValueError("of a later release")
-    if not 1 <= len(signature) <= SIGNATURE_BYTES_MAX:
+    if len(signature) > SIGNATURE_BYTES_MAX:
         raise ValueError("no signature")
     digest = bytes.fromhex(value["digest"])
     if len(digest) != DIGEST_BYTES:
@@ -186,9 +187,9 @@ def _parse(value: Any) -> StoredSession:
     )
 
 
-def remove(name: str, cluster: str) -> bool:
+def remove(name: str, cluster: str, *, pending: bool = False) -> bool:
     """Log out here; whether there was a session. It stays good for who has a copy of the file."""
-    path = session_path(name, cluster)
+    path = session_path(name, cluster, pending=pending)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
         return True
@@ -196,8 +197,8 @@ def remove(name: str, cluster: str) -> bool:
 
 
 def listing() -> Iterator[tuple[str, str]]:
-    """(name, cluster) of all sessions on disk."""
-    for path in sorted(directory().glob("*@*.json")):
+    """(name, cluster) of all sessions on disk, and of those that wait for a signature."""
+    for path in sorted([*directory().glob("*@*.json"), *directory().glob("*@*.pending")]):
         name, _, cluster = path.stem.rpartition("@")
         if _NAME.fullmatch(name) and _CLUSTER.fullmatch(cluster):
             yield name, cluster
