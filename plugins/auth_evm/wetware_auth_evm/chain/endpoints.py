@@ -29,7 +29,7 @@ from wetware_auth_evm.chain.errors import (
     NoQuorum,
     Unreachable,
 )
-from wetware_auth_evm.chain.finality import is_loopback
+from wetware_auth_evm.chain.finality import is_endpoint, is_loopback
 
 log = get_logger("plugin.auth_evm")
 
@@ -86,18 +86,15 @@ class _BadStatus(Exception):
 
 def _name(url: str) -> str:
     """Scheme, host and port of a URL; raises ConfigError."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname:
-            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-            return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}"
-    except ValueError:
-        pass
-    raise ConfigError(
-        "an endpoint that is no http or https URL",  # it may hold a key: not repeated
-        hint='write [plugins.auth_evm] endpoints = ["https://HOST/…", …]',
-        code="config.auth_evm",
-    )
+    if not is_endpoint(url):
+        raise ConfigError(
+            "an endpoint that is no http or https URL",  # it may hold a key: not repeated
+            hint='write [plugins.auth_evm] endpoints = ["https://HOST/…", …]',
+            code="config.auth_evm",
+        )
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}"
 
 
 def _parse(body: bytearray) -> Any:
@@ -489,9 +486,9 @@ class Block(NamedTuple):
         return {"blockHash": "0x" + self.hash.hex()}
 
 
-def quantity(text: Any) -> int:
+def quantity(text: Any, chars_max: int = 18) -> int:
     """A JSON-RPC quantity of at most 64 bits; raises ValueError."""
-    if not isinstance(text, str) or text[:2] != "0x" or not 3 <= len(text) <= 18:
+    if not isinstance(text, str) or text[:2] != "0x" or not 3 <= len(text) <= chars_max:
         raise ValueError("not a quantity")
     if not (text.isascii() and text.isalnum()):  # int() takes more than digits
         raise ValueError("not a quantity")
@@ -500,11 +497,7 @@ def quantity(text: Any) -> int:
 
 def wide(text: Any) -> int:
     """A JSON-RPC quantity of at most 256 bits; raises ValueError."""
-    if not isinstance(text, str) or text[:2] != "0x" or not 3 <= len(text) <= 66:
-        raise ValueError("not a quantity")
-    if not (text.isascii() and text.isalnum()):
-        raise ValueError("not a quantity")
-    return int(text, 16)
+    return quantity(text, 66)
 
 
 def data(text: Any) -> bytes:

@@ -223,6 +223,16 @@ def quorum_default(endpoints: int) -> int:
     return endpoints // 2 + 1
 
 
+def is_endpoint(url: str) -> bool:
+    """Whether a text is an http or https URL; nobody is asked."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(good) and url.isprintable() and " " not in url
+
+
 def is_loopback(url: str) -> bool:
     """Whether a URL is of this machine, by its text alone: no name is looked up."""
     try:

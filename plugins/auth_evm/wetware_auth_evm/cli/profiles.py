@@ -11,23 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from wetware.base import paths
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
+from wetware_auth_evm.chain.finality import is_endpoint
 from wetware_auth_evm.chain.profile import Profile, finality_of
-from wetware_auth_evm.node.config import ROOT_NAME, AuthEvmConfig
+from wetware_auth_evm.node.config import ENDPOINTS_MAX, ROOT_NAME, SCOPE_DEFAULT, AuthEvmConfig
 
 FILE_BYTES_MAX: Final = 64 << 10
-ENDPOINTS_MAX: Final = 16
 NODES_MAX: Final = 64
 TEXT_CHARS_MAX: Final = 2048
-DEFAULT_SCOPE: Final = "default"
 PROFILE_FILE: Final = "profile.json"
 DEV_FILE: Final = "dev.json"
 
 _SECTION = "[plugins.auth_evm]"
+_OF_DEV = ("chain_id", "contract", "scope", "genesis_hash", "deployed_at")
 _CLUSTER = re.compile(r"[0-9a-f]{16,64}\Z")
 
 
@@ -130,7 +129,7 @@ def _with_flags(
     if rpc or contract or chain_id or scope:
         found = replace(found, source=f"{found.source} and flags" if found.source else "flags")
     return replace(
-        found, chain_id=chain, contract=address, scope=scope or found.scope or DEFAULT_SCOPE
+        found, chain_id=chain, contract=address, scope=scope or found.scope or SCOPE_DEFAULT
     )
 
 
@@ -175,6 +174,7 @@ def _text(path: Path) -> str:
 
 
 def _parse(value: Any, what: str) -> Profile:
+    """Of a profile's fields, and no others; what is not there is not known."""
     if not isinstance(value, dict) or value.get("v") != 1:
         raise ValueError("no object of version 1")
     cluster = _str(value, "cluster", "")
@@ -188,12 +188,12 @@ def _parse(value: Any, what: str) -> Profile:
     return Profile(
         chain_id=_int(value, "chain_id", 1),
         contract=_address(value["contract"]),
-        scope=_scope(_str(value, "scope", DEFAULT_SCOPE)),
+        scope=_scope(_str(value, "scope", SCOPE_DEFAULT)),
         endpoints=_endpoints(value["endpoints"], "its endpoints"),
         cluster=cluster,
         genesis_hash=_hash(value, "genesis_hash"),
         code_hash=_hash(value, "code_hash"),
-        nodes=tuple(_plain(node) for node in nodes),
+        nodes=tuple(map(_plain, nodes)),
         deployed_at=_int({"deployed_at": 0, **value}, "deployed_at", 0),
         quorum=_int({"quorum": 0, **value}, "quorum", 0),
         finality=finality,
@@ -207,18 +207,9 @@ def _dev(path: Path) -> Profile | None:
         return None
     try:
         value = json.loads(_text(path))
-        return Profile(
-            chain_id=_int(value, "chain_id", 1),
-            contract=_address(value["contract"]),
-            scope=_scope(_str(value, "scope", DEFAULT_SCOPE)),
-            endpoints=_endpoints([value["url"]], "its url"),
-            dev=True,
-            genesis_hash=_hash(value, "genesis_hash"),
-            deployed_at=_int({"deployed_at": 0, **value}, "deployed_at", 0),
-            quorum=1,
-            finality="latest",
-            source=str(path),
-        )
+        known = {name: value[name] for name in _OF_DEV if name in value}
+        here = {"v": 1, "endpoints": [value["url"]], "quorum": 1, "finality": "latest"}
+        return replace(_parse({**known, **here}, str(path)), dev=True)
     except (ValueError, TypeError, KeyError, RecursionError, InvalidArgument) as exc:
         raise ConfigError(
             f"{path} is damaged: {str(exc)[:100]}",
@@ -233,21 +224,17 @@ def _from_config(path: Path | None) -> Profile | None:
 
     loaded = load(path=path)
     section = loaded.plugin("auth_evm", AuthEvmConfig)
-    contract = section.contract
-    endpoints = tuple(map(str, section.endpoints))
-    if not contract and not endpoints:
+    if not section.contract and not section.endpoints:
         return None
-    finality = str(getattr(section, "finality", "") or "")
     return Profile(
-        chain_id=int(section.chain_id),
-        contract=_address(str(contract)) if contract else b"",
-        scope=_scope(str(section.scope)),
-        endpoints=_endpoints(endpoints, "[plugins.auth_evm] endpoints"),
-        genesis_hash=_hash({"h": str(getattr(section, "genesis_hash", "") or "")}, "h"),
-        code_hash=_hash({"h": str(getattr(section, "code_hash", "") or "")}, "h"),
-        deployed_at=int(getattr(section, "deployed_at", 0) or 0),
-        quorum=int(getattr(section, "quorum", 0) or 0),
-        finality=finality,
+        chain_id=section.chain_id,
+        contract=_address(section.contract),
+        scope=section.scope,
+        endpoints=section.endpoints,
+        genesis_hash=_hash({"h": section.genesis_hash}, "h"),
+        deployed_at=section.deployed_at,
+        quorum=section.quorum,
+        finality=section.finality,
         source=f"{_SECTION} of {loaded.path}",
     )
 
@@ -280,23 +267,13 @@ def _node_cluster(data_dir: Path | None) -> str:
 # --- fields ---------------------------------------------------------------------------------------
 
 
-def check_endpoint(url: str, what: str) -> str:
-    """An http(s) URL; raises InvalidArgument. Never shown whole: it may hold a key."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and url.isprintable()
-        _ = parts.port
-    except ValueError:
-        good = False
-    if not good or len(url) > TEXT_CHARS_MAX or " " in url:
-        raise InvalidArgument(f"{what}: an endpoint is an http:// or https:// URL")
-    return url
-
-
 def _endpoints(value: Any, what: str) -> tuple[str, ...]:
+    """http(s) URLs; raises InvalidArgument. Never shown whole: they may hold keys."""
     if not isinstance(value, list | tuple) or len(value) > ENDPOINTS_MAX:
         raise InvalidArgument(f"{what}: a list of at most {ENDPOINTS_MAX} URLs")
-    return tuple(dict.fromkeys(check_endpoint(_plain(url), what) for url in value))
+    if not all(is_endpoint(_plain(url)) for url in value):
+        raise InvalidArgument(f"{what}: an endpoint is an http:// or https:// URL")
+    return tuple(dict.fromkeys(value))
 
 
 def _plain(value: Any) -> str:

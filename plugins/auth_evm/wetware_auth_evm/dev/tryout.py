@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
 from wetware_auth_evm.chain.addresses import keccak
-from wetware_auth_evm.cli.profiles import DEFAULT_SCOPE, DEV_FILE
+from wetware_auth_evm.cli.profiles import DEV_FILE
 from wetware_auth_evm.dev import anvil
 from wetware_auth_evm.dev.process import Child, NotStarted, RpcFailed, call
+from wetware_auth_evm.node.config import SCOPE_DEFAULT
 
 if TYPE_CHECKING:
     from wetware.hookspecs import EventLogger, PluginContext
@@ -171,7 +172,7 @@ def start(
     *,
     owner: bytes | None = None,
     log: EventLogger,
-    scope: str = DEFAULT_SCOPE,
+    scope: str = SCOPE_DEFAULT,
 ) -> DevChain:
     """Start the try-out chain of a plugin's data directory; at the first start, deploy and grant.
 

@@ -44,13 +44,7 @@ def _check_endpoints(values: tuple[str, ...]) -> None:
     if not 1 <= len(values) <= ENDPOINTS_MAX:
         raise InvalidArgument(f"{len(values)} endpoints; 1 to {ENDPOINTS_MAX} are possible")
     for number, url in enumerate(values, 1):
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and parts.hostname and url.isprintable()
-            good = good and " " not in url and parts.port != 0
-        except ValueError:
-            good = False
-        if not good:  # it may hold a key, and is not shown
+        if not finalities.is_endpoint(url):  # it may hold a key, and is not shown
             raise InvalidArgument(f"endpoint {number} is not an http:// or https:// URL")
     if len(set(values)) != len(values):
         raise InvalidArgument("an endpoint is named twice: it would vote twice")
