@@ -168,9 +168,7 @@ async def test_a_liar_that_gives_half_of_the_logs_cannot_block_the_honest(
     chain: Net, three: Each, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it gave is read on by the next one, found to be a lie, and read again."""
-    from wetware_auth_evm.chain import follower as follower_module
-
-    monkeypatch.setattr(follower_module, "RANGE_BLOCKS_MAX", 2)
+    monkeypatch.setattr(module, "RANGE_BLOCKS_MAX", 2)
     for _ in range(3):
         chain.grant(ALICE)
     chain.mine(2)
@@ -199,9 +197,7 @@ async def test_a_liar_that_gives_half_of_the_logs_cannot_block_the_honest(
 async def test_a_long_history_survives_endpoints_that_fail_in_the_middle(
     chain: Net, three: Each, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wetware_auth_evm.chain import follower as follower_module
-
-    monkeypatch.setattr(follower_module, "RANGE_BLOCKS_MAX", 1)
+    monkeypatch.setattr(module, "RANGE_BLOCKS_MAX", 1)
     for _ in range(6):
         chain.grant(ALICE)
     chain.mine(2)

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -39,6 +39,8 @@ LOGS_BYTES_MAX: Final = 4 << 20
 """Of one answer with logs. More are asked for in parts; a part takes the loop some 0.1 s."""
 BLOCK_LOGS_BYTES_MAX: Final = 64 << 20
 """Of the logs of a single block, which cannot be asked for in parts."""
+RANGE_BLOCKS_MAX: Final = 10_000
+"""Of one request for logs; halved where an endpoint refuses it."""
 CALLS_MAX: Final = 16
 """At one endpoint at the same time; more wait."""
 FAILURES_MAX: Final = 3
@@ -175,6 +177,28 @@ class Endpoint:
             raise self._failed("an answer that is not JSON-RPC") from None
         self.latency_s = self._monotonic() - started
         return self._result(request, answer)
+
+    async def logs(self, contract: bytes, first: int, last: int) -> AsyncIterator[tuple[Any, int]]:
+        """(logs of a contract as JSON, up to which block) for one range of blocks after another.
+
+        Raises EndpointFailed, also where it refuses a single block.
+        """
+        width = RANGE_BLOCKS_MAX
+        while first <= last:
+            until = min(last, first + width - 1)
+            asked = {
+                "address": "0x" + contract.hex(), "fromBlock": hex(first), "toBlock": hex(until)
+            }  # fmt: skip
+            most = LOGS_BYTES_MAX if until > first else BLOCK_LOGS_BYTES_MAX
+            try:
+                raw = await self.call("eth_getLogs", asked, bytes_max=most)
+            except EndpointFailed as exc:
+                if exc.code != REFUSED or until == first:
+                    raise
+                width = (until - first + 1) // 2  # too many blocks, or too many logs
+                continue
+            yield raw, until
+            first = until + 1
 
     def _result(self, request: dict[str, Any], answer: Any) -> Any:
         if not isinstance(answer, dict):

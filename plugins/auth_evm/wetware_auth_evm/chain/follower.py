@@ -19,9 +19,6 @@ import anyio
 from wetware.base.log import get_logger
 from wetware_auth_evm.chain.addresses import checksum
 from wetware_auth_evm.chain.endpoints import (
-    BLOCK_LOGS_BYTES_MAX,
-    LOGS_BYTES_MAX,
-    REFUSED,
     Block,
     Endpoint,
     Endpoints,
@@ -50,8 +47,6 @@ __all__ = ["Finality", "Follower", "Touched"]
 
 log = get_logger("plugin.auth_evm")
 
-RANGE_BLOCKS_MAX: Final = 10_000
-"""Of one request for logs; halved where an endpoint refuses it."""
 WAKE_S_MIN: Final = 0.05
 """Between two looks, however often it is woken."""
 
@@ -349,23 +344,9 @@ class Follower:
         return touched
 
     async def _logs(self, endpoint: Endpoint, reading: _Reading, last: int) -> None:
-        width = RANGE_BLOCKS_MAX
-        while reading.following <= last:
-            until = min(last, reading.following + width - 1)
-            asked: dict[str, Any] = {
-                "address": "0x" + self.replica.contract.hex(),
-                "fromBlock": hex(reading.following),
-                "toBlock": hex(until),
-            }
-            try:
-                most = LOGS_BYTES_MAX if until > reading.following else BLOCK_LOGS_BYTES_MAX
-                raw = await endpoint.call("eth_getLogs", asked, bytes_max=most)
-            except EndpointFailed as exc:
-                if exc.code != REFUSED or until == reading.following:
-                    raise
-                width = (until - reading.following + 1) // 2  # too many blocks, or too many logs
-                continue
-            reading.events += read_logs(raw, self.replica.contract)
+        contract = self.replica.contract
+        async for raw, until in endpoint.logs(contract, reading.following, last):
+            reading.events += read_logs(raw, contract)
             reading.sources.add(endpoint)
             reading.following = until + 1
             await asyncio.sleep(0)

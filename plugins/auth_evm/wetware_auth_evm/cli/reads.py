@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from wetware_auth_evm import contract as artifact
 from wetware_auth_evm.chain.endpoints import (
-    LOGS_BYTES_MAX,
     Block,
     Endpoint,
     Endpoints,
@@ -27,7 +26,6 @@ from wetware_auth_evm.chain.errors import (
     BadLog,
     ChainError,
     EndpointFailed,
-    EndpointUnavailable,
     Unreachable,
     WrongChain,
 )
@@ -39,8 +37,6 @@ from wetware_auth_evm.cli.words import who
 
 TIMEOUT_S: Final = 10.0
 """For one answer of an endpoint."""
-RANGE_BLOCKS_MAX: Final = 10_000
-"""Of one request for logs; halved where an endpoint refuses it."""
 TIMES_MAX: Final = 8
 """Blocks whose time is asked for at once."""
 
@@ -113,7 +109,6 @@ class History:
         contract: What a quorum says of the contract at `block`.
         block: Up to which.
         problems: Per endpoint whose logs do not lead to `contract.head`: what is wrong with them.
-        source: The endpoint whose logs these are.
     """
 
     logs: tuple[Logged, ...]
@@ -121,7 +116,6 @@ class History:
     contract: ContractState
     block: Block
     problems: tuple[tuple[str, str], ...]
-    source: str
 
     @property
     def complete(self) -> bool:
@@ -135,14 +129,12 @@ class View:
 
     Attributes:
         history: Up to the newest block.
-        final: The state at `final_block`.
-        final_block: None where nothing is final yet.
+        final: The state at the newest final block; empty where nothing is final yet.
         now: Unix s, by which records are judged: the later of this machine's and the chain's.
     """
 
     history: History
     final: State
-    final_block: Block | None
     now: int
 
 
@@ -328,7 +320,7 @@ class Chain:
         if contract is None:
             raise WrongChain(f"there is no contract in block {block.number}")
         problems: list[tuple[str, str]] = []
-        best: tuple[list[Logged], State, str] | None = None
+        best: tuple[list[Logged], State] | None = None
         for endpoint in self.endpoints.each:
             try:
                 logs, problem = await self._logs(endpoint, block.number, say)
@@ -337,13 +329,13 @@ class Chain:
                 continue
             kept, state, gap = self._fold(logs, contract)
             if best is None or state.seq > best[1].seq or not (problem or gap):
-                best = kept, state, endpoint.name
+                best = kept, state
             if not (problem or gap):
                 break
             problems.append((endpoint.name, problem or gap))
         if best is None:
             raise self._unreachable([f"{name}: {why}" for name, why in problems])
-        return History(tuple(best[0]), best[1], contract, block, tuple(problems), best[2])
+        return History(tuple(best[0]), best[1], contract, block, tuple(problems))
 
     def _fold(
         self, logs: Sequence[Logged], contract: ContractState
@@ -374,22 +366,10 @@ class Chain:
     ) -> tuple[list[Logged], str]:
         """The contract's logs from one endpoint, and what is wrong with one of them, or ""."""
         found: list[Logged] = []
-        first, width, problem = self.profile.deployed_at, RANGE_BLOCKS_MAX, ""
-        spoke = time.monotonic()
-        while first <= last:
-            until = min(last, first + width - 1)
-            asked = {
-                "address": who(self.profile.contract),
-                "fromBlock": hex(first),
-                "toBlock": hex(until),
-            }
-            try:
-                raw = await endpoint.call("eth_getLogs", asked, bytes_max=LOGS_BYTES_MAX)
-            except EndpointFailed as exc:
-                if isinstance(exc, EndpointUnavailable) or width == 1:
-                    raise
-                width = max(1, width // 2)  # too many blocks, or too many logs
-                continue
+        problem, spoke = "", time.monotonic()
+        async for raw, until in endpoint.logs(
+            self.profile.contract, self.profile.deployed_at, last
+        ):
             for item in raw if isinstance(raw, list) else ():
                 try:
                     found += self._logged(item)
@@ -398,7 +378,6 @@ class Chain:
             if say is not None and time.monotonic() - spoke > 2:
                 spoke = time.monotonic()
                 say(f"reading logs: block {until} of {last}")
-            first = until + 1
         found.sort(key=lambda logged: logged.event.seq)
         return found, problem
 
@@ -432,7 +411,7 @@ class Chain:
                     hint="the chain is being reorganised: try again in a minute",
                 )
         now = max(int(time.time()), history.block.time)
-        return View(history, final, block, now)
+        return View(history, final, now)
 
     async def times(self, logs: Sequence[Logged]) -> dict[int, int]:
         """Block → its time (Unix s), of the events' blocks; what nobody says is left out."""
