@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 def audit(where: Where, *, account: str, last: int, json: bool) -> None:
-    """`ww auth evm audit`."""
     profile = profile_of(where)
     about = parse_address(account) if account else None
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 
 def dev(*, json: bool) -> None:
-    """`ww auth evm dev`."""
     data_dir = node_data_dir()
     running = _running_dev(data_dir)
     if running is not None:
@@ -111,7 +110,6 @@ def _running_dev(data_dir: Path) -> Profile | None:
 
 
 def deploy(where: Where, write: Write, *, owner: str, write_config: bool) -> None:
-    """`ww auth evm deploy`."""
     check(write)
     profile = profile_of(where, need_contract=False)
     if write_config:

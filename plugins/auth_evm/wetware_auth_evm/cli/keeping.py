@@ -44,14 +44,12 @@ def _new_passphrase(wanted: bool) -> str | None:
 
 
 def new_key(*, name: str, passphrase: bool, json: bool) -> None:
-    """`ww auth evm new-key`."""
     if wallets.wallet_path(name).exists():
         wallets.create(name)  # says that it is never overwritten
     _show_wallet(wallets.create(name, passphrase=_new_passphrase(passphrase)), json, made=True)
 
 
 def import_key(*, file: str, name: str, passphrase: bool, json: bool) -> None:
-    """`ww auth evm import-key`."""
     target = name or wallets.chosen(options.key)
     wallets.wallet_path(target)
     if file.removeprefix("0x").isalnum() and len(file.removeprefix("0x")) == 64:
@@ -90,12 +88,10 @@ def _show_wallet(file: WalletFile, json: bool, *, made: bool = False) -> None:
 
 
 def address(*, json: bool) -> None:
-    """`ww auth evm address`."""
     _show_wallet(wallet_file(), json)
 
 
 def export_profile(where: Where, *, file: str, cluster: str) -> None:
-    """`ww auth evm export-profile`."""
     from dataclasses import replace
 
     from wetware_auth_evm import contract as artifact
@@ -138,7 +134,6 @@ def _node_addrs() -> tuple[str, ...]:
 
 
 def use_profile(*, file: str, offline: bool) -> None:
-    """`ww auth evm use-profile`."""
     found = profiles.from_text(read_file(file, "the profile"), file)
     if not (found.contract and found.endpoints):
         raise ConfigError(f"{file} names no contract or no endpoint", code="config.auth_evm")

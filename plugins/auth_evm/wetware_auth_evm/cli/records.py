@@ -38,7 +38,6 @@ def _view(profile: Profile) -> View:
 
 
 def list_(where: Where, *, role: str, account: str, all_: bool, json: bool) -> None:
-    """`ww auth evm list`."""
     profile = profile_of(where)
     wanted = (
         words.parse_role(role, any_=True) if role else None,
@@ -180,7 +179,6 @@ def _key_rows(state: State, now: int) -> list[dict[str, Any]]:
 
 
 def can(where: Where, *, role: str, address: str, rights: str, explain: bool, json: bool) -> None:
-    """`ww auth evm can`."""
     from wetware_auth_evm.cli.explain import both
 
     profile = profile_of(where)

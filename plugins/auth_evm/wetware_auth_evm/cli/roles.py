@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from wetware.base import paths
 from wetware.cli.app import (
@@ -44,7 +44,6 @@ def grant(
     not_before: str,
     rights: str,
 ) -> None:
-    """`ww auth evm grant`."""
     now = time.time()
     accounts = [parse_address(text) for text in address]
     if len(set(accounts)) != len(accounts):
@@ -58,14 +57,13 @@ def grant(
     until = words.parse_time(expires, now, "--expires")
     since = words.parse_time(not_before, now, "--not-before") if not_before else 0
 
-    def items(profile: Profile) -> list[tuple[Any, ...]]:
-        _warn_of_role(profile, role)
-        return [(scope_of(profile), word, account, since, until, mask) for account in accounts]
-
-    if len(accounts) == 1:
-        change(where, write, "grant", lambda profile: items(profile)[0])
+    profile = profile_of(where)
+    _warn_of_role(profile, role)
+    items = [(scope_of(profile), word, account, since, until, mask) for account in accounts]
+    if len(items) == 1:
+        change(profile, write, "grant", *items[0])
     else:
-        change(where, write, "grantMany", lambda profile: [items(profile)])
+        change(profile, write, "grantMany", items)
 
 
 def _warn_of_role(profile: Profile, role: str) -> None:
@@ -86,53 +84,32 @@ def _warn_of_role(profile: Profile, role: str) -> None:
 
 
 def revoke(where: Where, write: Write, *, role: str, address: str) -> None:
-    """`ww auth evm revoke`."""
     word, account = words.parse_role(role), parse_address(address)
-    change(where, write, "revoke", lambda profile: [scope_of(profile), word, account])
+    profile = profile_of(where)
+    change(profile, write, "revoke", scope_of(profile), word, account)
 
 
 def revoke_all(where: Where, write: Write, *, address: str, yes: bool) -> None:
-    """`ww auth evm revoke-all`."""
     account = parse_address(address)
-    change(
-        where,
-        write,
-        "revokeAll",
-        lambda _: [account],
-        question=f"Take everything of {who(account)}, in every scope, for good?",
-        yes=yes,
-    )
+    question = f"Take everything of {who(account)}, in every scope, for good?"
+    change(profile_of(where), write, "revokeAll", account, question=question, yes=yes)
 
 
 def reset_scope(where: Where, write: Write, *, yes: bool) -> None:
-    """`ww auth evm reset-scope`."""
-    name = profile_of(where).scope
-    change(
-        where,
-        write,
-        "resetScope",
-        lambda profile: [scope_of(profile)],
-        question=f"End every grant of everybody in the scope {name}, for good?",
-        yes=yes,
-    )
+    profile = profile_of(where)
+    question = f"End every grant of everybody in the scope {profile.scope}, for good?"
+    change(profile, write, "resetScope", scope_of(profile), question=question, yes=yes)
 
 
 def renounce(where: Where, write: Write, *, role: str, yes: bool) -> None:
-    """`ww auth evm renounce`."""
     account = own_address()
     word = words.parse_role(role, any_=True) if role else None
     profile = profile_of(where)
     scope = scope_of(profile)
     if word is None:
         scope, word = on_chain(profile, lambda chain: _held_by(chain, scope, account))
-    change(
-        where,
-        write,
-        "renounceAll",
-        lambda _: [scope, word],
-        question=f"Give up everything of {who(account)}, in every scope, for good?",
-        yes=yes,
-    )
+    question = f"Give up everything of {who(account)}, in every scope, for good?"
+    change(profile, write, "renounceAll", scope, word, question=question, yes=yes)
 
 
 async def _held_by(chain: Chain, scope: bytes, account: bytes) -> tuple[bytes, bytes]:
@@ -155,20 +132,12 @@ async def _held_by(chain: Chain, scope: bytes, account: bytes) -> tuple[bytes, b
 
 
 def pause(where: Where, write: Write, *, yes: bool) -> None:
-    """`ww auth evm pause`."""
-    change(
-        where,
-        write,
-        "pause",
-        lambda _: [],
-        question="Stop every role of everybody, on every cluster of this contract?",
-        yes=yes,
-    )
+    question = "Stop every role of everybody, on every cluster of this contract?"
+    change(profile_of(where), write, "pause", question=question, yes=yes)
 
 
 def unpause(where: Where, write: Write) -> None:
-    """`ww auth evm unpause`."""
-    change(where, write, "unpause", lambda _: [])
+    change(profile_of(where), write, "unpause")
 
 
 def set_admin(
@@ -181,11 +150,11 @@ def set_admin(
     rights: str,
     remove: bool,
 ) -> None:
-    """`ww auth evm set-admin`."""
     word, account = words.parse_role(role, any_=True), parse_address(address)
     until = 0 if remove else words.parse_time(expires, time.time(), "--expires")
     mask = 0 if remove else words.parse_rights(rights)
-    change(where, write, "setAdmin", lambda p: [scope_of(p), word, account, until, mask])
+    profile = profile_of(where)
+    change(profile, write, "setAdmin", scope_of(profile), word, account, until, mask)
 
 
 def _bound_key(peer: str, node: bool) -> bytes:
@@ -217,20 +186,20 @@ def _bound_key(peer: str, node: bool) -> bytes:
 def bind_key(
     where: Where, write: Write, *, role: Sequence[str], peer: str, node: bool, expires: str
 ) -> None:
-    """`ww auth evm bind-key`."""
     key = _bound_key(peer, node)
     named = _distinct(role)
     until = words.parse_time(expires, time.time(), "--expires")
-    change(where, write, "bindKey", lambda p: [scope_of(p), named, key, until])
+    profile = profile_of(where)
+    change(profile, write, "bindKey", scope_of(profile), named, key, until)
 
 
 def unbind_key(
     where: Where, write: Write, *, role: Sequence[str], peer: str, node: bool, account: str
 ) -> None:
-    """`ww auth evm unbind-key`."""
     key, named = _bound_key(peer, node), _distinct(role)
     whose = parse_address(account) if account else own_address()
-    change(where, write, "unbindKey", lambda p: [scope_of(p), named, whose, key])
+    profile = profile_of(where)
+    change(profile, write, "unbindKey", scope_of(profile), named, whose, key)
 
 
 def _distinct(roles: Sequence[str]) -> list[bytes]:
@@ -241,7 +210,6 @@ def _distinct(roles: Sequence[str]) -> list[bytes]:
 
 
 def transfer_owner(where: Where, write: Write, *, address: str, yes: bool) -> None:
-    """`ww auth evm transfer-owner`."""
     account = NOBODY if address == "none" else parse_address(address)
     if address != "none" and not any(account):
         raise InvalidArgument("the address is zero", hint="`none` withdraws an offer")
@@ -250,9 +218,8 @@ def transfer_owner(where: Where, write: Write, *, address: str, yes: bool) -> No
         if any(account)
         else ""
     )
-    change(where, write, "proposeOwner", lambda _: [account], question=question, yes=yes)
+    change(profile_of(where), write, "proposeOwner", account, question=question, yes=yes)
 
 
 def accept_owner(where: Where, write: Write) -> None:
-    """`ww auth evm accept-owner`."""
-    change(where, write, "acceptOwner", lambda _: [])
+    change(profile_of(where), write, "acceptOwner")

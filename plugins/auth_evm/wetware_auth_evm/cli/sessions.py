@@ -48,7 +48,6 @@ def login(
     signature: str,
     json: bool,
 ) -> None:
-    """`ww auth evm login`."""
     from wetware_auth_evm.cli import logins
 
     name = wallets.chosen(options.key)
@@ -141,7 +140,6 @@ def _keep_session(name: str, stored: StoredSession, json: bool) -> None:
 
 
 def logout(*, cluster: str, all_: bool) -> None:
-    """`ww auth evm logout`."""
     name = wallets.chosen(options.key)
     wallets.wallet_path(name)
     wanted = (
@@ -168,7 +166,6 @@ def logout(*, cluster: str, all_: bool) -> None:
 
 
 def forget(*, force: bool) -> None:
-    """`ww auth evm forget`."""
     from wetware_auth_evm.chain.history import History as Kept
 
     directory = node_data_dir() / "plugins" / "auth_evm"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from wetware.cli.app import (
@@ -86,29 +86,11 @@ def check(write: Write) -> None:
 
 
 def change(
-    where: Where,
-    write: Write,
-    function: str,
-    args: Callable[[Profile], Sequence[Any]],
-    *,
-    question: str = "",
-    yes: bool = False,
-    before: Callable[[Chain], Awaitable[None]] | None = None,
+    profile: Profile, write: Write, function: str, *args: Any, question: str = "", yes: bool = False
 ) -> None:
-    """Send one call of the contract, or print it.
-
-    Args:
-        where: Which contract.
-        write: How.
-        function: Of the contract.
-        args: Its arguments, for a profile.
-        question: To confirm, for what is dangerous.
-        yes: It is confirmed.
-        before: What to say or check before it is sent.
-    """
+    """Send one call of the contract, or print it; a question is asked unless `yes` answers it."""
     check(write)
-    profile = profile_of(where)
-    call = abi.calldata(function, *args(profile))
+    call = abi.calldata(function, *args)
     if write.calldata:
         print_calldata(profile, profile.contract, call)
         return
@@ -118,8 +100,6 @@ def change(
     wallet = open_wallet(file)
 
     async def work(chain: Chain) -> Outcome:
-        if before is not None:
-            await before(chain)
         tx = Transaction(profile.contract, call, chain.profile.chain_id)
         return await send(chain, wallet, tx, write, note)
 

@@ -37,7 +37,6 @@ CLOCK_S_TOLD: Final = 120
 
 
 def status(where: Where, *, json: bool) -> None:
-    """`ww auth evm status`."""
     profile = profile_of(where)
 
     async def work() -> dict[str, Any]:
