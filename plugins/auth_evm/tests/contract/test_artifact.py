@@ -73,21 +73,21 @@ def test_the_code_has_no_metadata_and_stands_at_the_end() -> None:
     assert not opcodes & {0xF0, 0xF1, 0xF2, 0xF4, 0xF5, 0xFA, 0xFF}
 
 
-def test_the_package_knows_the_slots() -> None:
+def test_what_is_stored_stays_where_it_is() -> None:
     layout = {item["label"]: (item["slot"], item["offset"]) for item in ARTIFACT["storage"]}
     assert layout == {
-        "owner": (contract.SLOT_STATE, 0),
-        "paused": (contract.SLOT_STATE, 20),
-        "seq": (contract.SLOT_STATE, 21),
-        "changedAt": (contract.SLOT_STATE, 27),
-        "head": (contract.SLOT_HEAD, 0),
-        "pendingOwner": (contract.SLOT_PROPOSAL, 0),
-        "ownerReadyAt": (contract.SLOT_PROPOSAL, 20),
-        "_grants": (contract.SLOT_GRANTS, 0),
-        "_admins": (contract.SLOT_ADMINS, 0),
-        "_keys": (contract.SLOT_KEYS, 0),
-        "_accounts": (contract.SLOT_ACCOUNTS, 0),
-        "_scopeEpochs": (contract.SLOT_SCOPE_EPOCHS, 0),
+        "owner": (0, 0),
+        "paused": (0, 20),
+        "seq": (0, 21),
+        "changedAt": (0, 27),
+        "head": (1, 0),
+        "pendingOwner": (2, 0),
+        "ownerReadyAt": (2, 20),
+        "_grants": (3, 0),
+        "_admins": (4, 0),
+        "_keys": (5, 0),
+        "_accounts": (6, 0),
+        "_scopeEpochs": (7, 0),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wetware.errors import EXIT_UNREACHABLE, AuthError, WetwareError
+from wetware.errors import EXIT_UNREACHABLE, WetwareError
 
 
 class ChainError(WetwareError):
@@ -51,9 +51,3 @@ class ChainRegressed(ChainError):
     """What was final is no longer part of the chain: nobody is admitted until an operator acts."""
 
     code = "evm.regressed"
-
-
-class BadSignature(AuthError):
-    """A signature that is malformed, ambiguous, or not by the account."""
-
-    code = "auth.signature"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -103,6 +103,18 @@ class ChainProfile:
 
 
 _FINALIZED: Final = Finality("finalized")
+_BASE: Final = ChainProfile(
+    name="base",
+    chain_id=8453,
+    finality=_FINALIZED,
+    poll_s=2.0,
+    final_poll_s=30.0,
+    bounds=Bounds(verified_s_max=60.0, tip_age_s_max=60.0),
+    production=True,
+    why="A block every 2 s, empty or not: 30 missing ones are an outage of the sequencer, in "
+    "which nothing can be revoked either. Final is what L1 has finalized with the batches, 15 "
+    "to 30 min later; half a minute for the look adds nothing that matters.",
+)
 _PROFILES: Final = (
     ChainProfile(
         name="mainnet",
@@ -127,37 +139,18 @@ _PROFILES: Final = (
         production=True,
         why="As mainnet; but a test network misses far more slots, so 25 of them are borne.",
     ),
-    ChainProfile(
-        name="base",
-        chain_id=8453,
-        finality=_FINALIZED,
-        poll_s=2.0,
-        final_poll_s=30.0,
-        bounds=Bounds(verified_s_max=60.0, tip_age_s_max=60.0),
-        production=True,
-        why="A block every 2 s, empty or not: 30 missing ones are an outage of the sequencer, in "
-        "which nothing can be revoked either. Final is what L1 has finalized with the batches, 15 "
-        "to 30 min later; half a minute for the look adds nothing that matters.",
-    ),
-    ChainProfile(
+    _BASE,
+    replace(
+        _BASE,
         name="optimism",
         chain_id=10,
-        finality=_FINALIZED,
-        poll_s=2.0,
-        final_poll_s=30.0,
-        bounds=Bounds(verified_s_max=60.0, tip_age_s_max=60.0),
-        production=True,
         why="As base: the same software, a block every 2 s, empty or not; final is what L1 has "
         "finalized with the batches.",
     ),
-    ChainProfile(
+    replace(
+        _BASE,
         name="arbitrum",
         chain_id=42161,
-        finality=_FINALIZED,
-        poll_s=2.0,
-        final_poll_s=30.0,
-        bounds=Bounds(verified_s_max=60.0, tip_age_s_max=60.0),
-        production=True,
         why="Blocks come up to 4 a second, but only with transactions: on this chain a minute "
         "without any is an outage of the sequencer. The poll is for the sake of the endpoints. "
         "Final is what L1 has finalized, 15 to 30 min later.",

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 ALL_RIGHTS: Final = (1 << 128) - 1
 ANY_NAME: Final = "any"
-_YEAR_S: Final = 366 * 86_400
 
 
 def stamp(at: int) -> str:
@@ -117,14 +116,12 @@ def parse_scope(name: str) -> bytes:
 
 def name_text(word: bytes, zero: str) -> str:
     """The name in 32 bytes, or hex."""
-    text = word.rstrip(b"\0")
-    if not text:
+    from wetware_auth_evm.chain.events import role_name
+
+    if not any(word):
         return zero
-    try:
-        name = text.decode()
-    except UnicodeDecodeError:
-        return "0x" + word.hex()
-    return name if name.isprintable() and b"\0" not in text else "0x" + word.hex()
+    name = role_name(word) or ""
+    return name if name and name.isprintable() else "0x" + word.hex()
 
 
 def role_text(role: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What ships of WetwareACL: ABI, creation code, the hash of its code on chain, storage slots.
+"""What ships of WetwareACL: ABI, creation code, the hash of its code on chain.
 
 `WetwareACL.json` is made from `contracts/WetwareACL.sol` by `contracts/build.py`, and compared with
 it byte for byte in the checks of the project. Imports nothing heavy.
@@ -10,19 +10,7 @@ import functools
 import json
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Final
-
-SLOT_STATE: Final = 0
-"""`owner` in bits 0-159, `paused` 160-167, `seq` 168-215, `changedAt` 216-255."""
-SLOT_HEAD: Final = 1
-"""`head`, the hash over the whole history."""
-SLOT_PROPOSAL: Final = 2
-"""`pendingOwner` in bits 0-159, `ownerReadyAt` 160-199."""
-SLOT_GRANTS: Final = 3
-SLOT_ADMINS: Final = 4
-SLOT_KEYS: Final = 5
-SLOT_ACCOUNTS: Final = 6
-SLOT_SCOPE_EPOCHS: Final = 7
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
