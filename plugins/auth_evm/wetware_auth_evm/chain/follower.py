@@ -18,14 +18,7 @@ import anyio
 
 from wetware.base.log import get_logger
 from wetware_auth_evm.chain.addresses import checksum
-from wetware_auth_evm.chain.endpoints import (
-    Block,
-    Endpoint,
-    Endpoints,
-    Reverted,
-    data,
-    quantity,
-)
+from wetware_auth_evm.chain.endpoints import Block, Endpoint, Endpoints, Reverted, data, quantity
 from wetware_auth_evm.chain.errors import (
     BadLog,
     ChainError,

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wetware.cli.app import (
-    Styled,
-    note,
-    out,
-    out_json,
-    table,
-)
-from wetware.errors import (
-    EXIT_FAILED,
-)
+from wetware.cli.app import Styled, note, out, out_json, table
+from wetware.errors import EXIT_FAILED
 from wetware_auth_evm.chain.addresses import parse_address
 from wetware_auth_evm.chain.events import NOBODY
 from wetware_auth_evm.cli import words

@@ -7,17 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wetware.cli.app import (
-    node_data_dir,
-    note,
-    options,
-    out,
-    out_json,
-)
-from wetware.errors import (
-    ConfigError,
-    InvalidArgument,
-)
+from wetware.cli.app import node_data_dir, note, options, out, out_json
+from wetware.errors import ConfigError, InvalidArgument
 from wetware_auth_evm.chain.addresses import parse_address
 from wetware_auth_evm.chain.errors import ChainError
 from wetware_auth_evm.chain.profile import Profile

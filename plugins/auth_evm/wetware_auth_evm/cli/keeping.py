@@ -6,19 +6,8 @@ import json as jsons
 from typing import TYPE_CHECKING, NoReturn
 
 from wetware.base import paths
-from wetware.cli.app import (
-    ask_passphrase,
-    node_data_dir,
-    note,
-    options,
-    out,
-    out_json,
-)
-from wetware.errors import (
-    ConfigError,
-    InvalidArgument,
-    WetwareError,
-)
+from wetware.cli.app import ask_passphrase, node_data_dir, note, options, out, out_json
+from wetware.errors import ConfigError, InvalidArgument, WetwareError
 from wetware_auth_evm.chain.errors import ChainError, WrongChain
 from wetware_auth_evm.cli import profiles
 from wetware_auth_evm.cli.shared import FILE_CHARS_MAX, on_chain, profile_of, read_file, wallet_file

@@ -14,14 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from wetware_auth_evm import contract as artifact
-from wetware_auth_evm.chain.endpoints import (
-    Block,
-    Endpoint,
-    Endpoints,
-    data,
-    fixed,
-    quantity,
-)
+from wetware_auth_evm.chain.endpoints import Block, Endpoint, Endpoints, data, fixed, quantity
 from wetware_auth_evm.chain.errors import (
     BadLog,
     ChainError,

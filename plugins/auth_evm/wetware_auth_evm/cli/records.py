@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wetware.cli.app import (
-    Style,
-    Styled,
-    note,
-    out,
-    out_json,
-    table,
-)
-from wetware.errors import (
-    EXIT_DENIED,
-)
+from wetware.cli.app import Style, Styled, note, out, out_json, table
+from wetware.errors import EXIT_DENIED
 from wetware_auth_evm.chain.addresses import parse_address
 from wetware_auth_evm.cli import explain, words
 from wetware_auth_evm.cli.shared import on_chain, profile_of, scope_of

@@ -7,17 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from wetware.base import paths
-from wetware.cli.app import (
-    Styled,
-    ask_passphrase,
-    node_data_dir,
-    note,
-    options,
-)
-from wetware.errors import (
-    InvalidArgument,
-    KeyFileError,
-)
+from wetware.cli.app import Styled, ask_passphrase, node_data_dir, note, options
+from wetware.errors import InvalidArgument, KeyFileError
 from wetware_auth_evm.chain.addresses import parse_address
 from wetware_auth_evm.chain.events import NOBODY
 from wetware_auth_evm.cli import profiles, words

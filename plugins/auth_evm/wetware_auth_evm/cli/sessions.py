@@ -5,27 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from wetware.cli.app import (
-    node_data_dir,
-    note,
-    options,
-    out,
-    out_json,
-)
-from wetware.errors import (
-    ConfigError,
-    InvalidArgument,
-    KeyFileError,
-    NotFound,
-)
+from wetware.cli.app import node_data_dir, note, options, out, out_json
+from wetware.errors import ConfigError, InvalidArgument, KeyFileError, NotFound
 from wetware_auth_evm.chain.addresses import parse_address
-from wetware_auth_evm.cli.shared import (
-    on_chain,
-    open_wallet,
-    own_address,
-    profile_of,
-    wallet_file,
-)
+from wetware_auth_evm.cli.shared import on_chain, open_wallet, own_address, profile_of, wallet_file
 from wetware_auth_evm.cli.words import stamp, who
 from wetware_auth_evm.login import session, wallets
 from wetware_auth_evm.node.config import ROOT_NAME

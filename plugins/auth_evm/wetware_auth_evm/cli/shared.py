@@ -7,19 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from wetware.cli.app import (
-    ask_passphrase,
-    confirm,
-    node_data_dir,
-    note,
-    options,
-    out,
-    out_json,
-)
+from wetware.cli.app import ask_passphrase, confirm, node_data_dir, note, options, out, out_json
 from wetware.cli.given import read_text
-from wetware.errors import (
-    InvalidArgument,
-)
+from wetware.errors import InvalidArgument
 from wetware_auth_evm.cli import abi, profiles, words
 from wetware_auth_evm.cli.reads import Chain
 from wetware_auth_evm.cli.writes import Outcome, Transaction, send

@@ -8,20 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base import paths
-from wetware.cli.app import (
-    Styled,
-    node_data_dir,
-    note,
-    options,
-    out,
-    out_json,
-    run_client,
-    table,
-)
-from wetware.errors import (
-    EXIT_FAILED,
-    WetwareError,
-)
+from wetware.cli.app import Styled, node_data_dir, note, options, out, out_json, run_client, table
+from wetware.errors import EXIT_FAILED, WetwareError
 from wetware_auth_evm.cli import words
 from wetware_auth_evm.cli.reads import Chain, Probe
 from wetware_auth_evm.cli.shared import profile_of
