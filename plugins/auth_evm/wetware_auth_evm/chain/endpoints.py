@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from wetware.base.log import get_logger
-from wetware.errors import ConfigError
 from wetware_auth_evm.chain.errors import (
+    BadSettings,
     ChainError,
     EndpointFailed,
     EndpointUnavailable,
@@ -89,10 +89,9 @@ class _BadStatus(Exception):
 def _name(url: str) -> str:
     """Scheme, host and port of a URL; raises ConfigError."""
     if not is_endpoint(url):
-        raise ConfigError(
+        raise BadSettings(
             "an endpoint that is no http or https URL",  # it may hold a key: not repeated
             hint='write [plugins.auth_evm] endpoints = ["https://HOST/…", …]',
-            code="config.auth_evm",
         )
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
@@ -309,12 +308,11 @@ class Endpoints:
 
     def __init__(self, urls: Sequence[str], *, quorum: int, timeout_s: float) -> None:
         if not 1 <= quorum <= len(urls) <= ENDPOINTS_MAX or len(set(urls)) < len(urls):
-            raise ConfigError(
+            raise BadSettings(
                 f"a quorum of {quorum} and {len(urls)} endpoints, {len(set(urls))} of them "
                 "different",
                 hint=f"give 1 to {ENDPOINTS_MAX} endpoints of different operators, and a quorum "
                 "that they can reach",
-                code="config.auth_evm",
             )
         self.each = [Endpoint(url, timeout_s=timeout_s) for url in urls]
         self.quorum = quorum

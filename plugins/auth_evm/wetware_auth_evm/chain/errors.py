@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from wetware.errors import EXIT_UNREACHABLE, WetwareError
+from wetware.errors import EXIT_UNREACHABLE, ConfigError, WetwareError
+
+
+class BadSettings(ConfigError):
+    """What is configured, or kept, does not say which chain and contract to use."""
+
+    code = "config.auth_evm"
 
 
 class ChainError(WetwareError):

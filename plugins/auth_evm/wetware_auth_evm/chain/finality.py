@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from wetware.errors import ConfigError
+from wetware_auth_evm.chain.errors import BadSettings
 
 DEV: Final = "dev"
 
@@ -34,10 +34,9 @@ class Finality:
 
     def __post_init__(self) -> None:
         if (self.kind == "depth") != (self.depth > 0):
-            raise ConfigError(
+            raise BadSettings(
                 f"finality {self.kind!r} with a depth of {self.depth} blocks",
                 hint='write "finalized", or "depth:64" with a number of your own',
-                code="config.auth_evm",
             )
 
     @classmethod
@@ -48,10 +47,9 @@ class Finality:
             return cls("depth", int(number))
         if not colon and kind in ("finalized", "latest"):
             return cls("finalized" if kind == "finalized" else "latest")
-        raise ConfigError(
+        raise BadSettings(
             f"finality {text[:40]!r} is not known",
             hint='write "finalized", "depth:64" with a number of your own, or "latest"',
-            code="config.auth_evm",
         )
 
     def __str__(self) -> str:
@@ -204,10 +202,9 @@ def by_name(name: str) -> ChainProfile:
     try:
         return PROFILES[name]
     except KeyError:
-        raise ConfigError(
+        raise BadSettings(
             f"there is no finality profile {name[:40]!r}",
             hint=f"one of: {', '.join(PROFILES)}",
-            code="config.auth_evm",
         ) from None
 
 
@@ -244,15 +241,13 @@ def check_try_out(finality: Finality, chain_id: int, urls: Iterable[str]) -> Non
         return
     known = for_chain(chain_id)
     if known is not None:
-        raise ConfigError(
+        raise BadSettings(
             f'finality "latest" on {known.name}: a grant that a reorganisation takes back would '
             "have let somebody in",
             hint=f'set [plugins.auth_evm] finality = "{known.name}", or leave it out',
-            code="config.auth_evm",
         )
     if not all(is_loopback(url) for url in urls):
-        raise ConfigError(
+        raise BadSettings(
             'finality "latest" with an endpoint that is not on this machine: it is for try-outs',
             hint='set [plugins.auth_evm] finality = "finalized" or "depth:N" for this chain',
-            code="config.auth_evm",
         )

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.disk import Reserve
 from wetware.base.log import get_logger
-from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
-from wetware_auth_evm.chain.errors import BadLog
+from wetware_auth_evm.chain.errors import BadLog, BadSettings
 from wetware_auth_evm.chain.events import Event, decode
 from wetware_auth_evm.chain.state import State
 
@@ -96,10 +95,9 @@ class History:
             self._suspect(replica)
             return False
         except OSError as exc:
-            raise ConfigError(
+            raise BadSettings(
                 f"{exc.filename or self._state} cannot be read: {exc.strerror}",
                 hint="give the user of the node the right to read it",
-                code="config.auth_evm",
             ) from None
         self._suspect(replica)
         return True
@@ -129,11 +127,10 @@ class History:
     def _check_contract(self, kept: dict[str, Any], replica: Replica) -> None:
         about = (kept["chain_id"], kept["contract"], kept["scope"])
         if about != (replica.chain_id, replica.contract.hex(), replica.scope.hex()):
-            raise ConfigError(
+            raise BadSettings(
                 f"{self._state} is of the contract 0x{about[1]} on chain {about[0]}, scope "
                 f"0x{about[2]}, and another one is configured",
                 hint="give the other cluster a data directory of its own, with --data-dir",
-                code="config.auth_evm",
             )
 
     def _restore(self, replica: Replica, kept: dict[str, Any]) -> None:

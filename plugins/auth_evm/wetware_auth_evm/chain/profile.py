@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wetware.errors import ConfigError
+from wetware_auth_evm.chain.errors import BadSettings
 from wetware_auth_evm.chain.finality import PROFILES, Finality, for_chain, is_loopback
 
 
@@ -59,17 +59,15 @@ class Profile:
     def need_cluster(self) -> str:
         """The cluster's ID; raises ConfigError where it is not known."""
         if not self.cluster and self.dev:
-            raise ConfigError(
+            raise BadSettings(
                 "the node of this try-out does not run, and it alone says of which cluster it is",
                 hint="start it again with `ww node --auth evm --dev`, or give --cluster ID",
-                code="config.auth_evm",
             )
         if not self.cluster:
-            raise ConfigError(
+            raise BadSettings(
                 "it is not known of which cluster this is",
                 hint="give --cluster ID, or use the profile that somebody in it made with "
                 "`ww auth evm export-profile`: `ww auth evm use-profile FILE`",
-                code="config.auth_evm",
             )
         return self.cluster
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from wetware.base import paths
 from wetware.cli.app import ask_passphrase, node_data_dir, note, options, out, out_json
-from wetware.errors import ConfigError, InvalidArgument, WetwareError
-from wetware_auth_evm.chain.errors import ChainError, WrongChain
+from wetware.errors import InvalidArgument, WetwareError
+from wetware_auth_evm.chain.errors import BadSettings, ChainError, WrongChain
 from wetware_auth_evm.cli import profiles
 from wetware_auth_evm.cli.shared import FILE_CHARS_MAX, on_chain, profile_of, read_file, wallet_file
 from wetware_auth_evm.cli.words import who
@@ -125,7 +125,7 @@ def _node_addrs() -> tuple[str, ...]:
 def use_profile(*, file: str, offline: bool) -> None:
     found = profiles.from_text(read_file(file, "the profile"), file)
     if not (found.contract and found.endpoints):
-        raise ConfigError(f"{file} names no contract or no endpoint", code="config.auth_evm")
+        raise BadSettings(f"{file} names no contract or no endpoint")
 
     async def right(chain: Chain) -> None:
         return None

@@ -15,6 +15,7 @@ from typing import Any, Final
 from wetware.base import paths
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
+from wetware_auth_evm.chain.errors import BadSettings
 from wetware_auth_evm.chain.finality import is_endpoint
 from wetware_auth_evm.chain.profile import Profile, finality_of
 from wetware_auth_evm.node.config import ENDPOINTS_MAX, ROOT_NAME, SCOPE_DEFAULT, AuthEvmConfig
@@ -89,12 +90,11 @@ def resolve(
     ]
     if missing:
         where = f"{found.source} does not name" if found.source else "nothing names"
-        raise ConfigError(
+        raise BadSettings(
             f"{where} {' or '.join(missing)}",
             hint="give them, or start a try-out node with `ww node --auth evm --dev`, or take the "
             "profile of a cluster with `ww auth evm use-profile FILE`, or make a contract of your "
             "own with `ww auth evm deploy --rpc URL`",
-            code="config.auth_evm",
         )
     return found
 
@@ -144,10 +144,9 @@ def from_text(text: str, what: str) -> Profile:
         return _parse(json.loads(text), what)
     except (ValueError, TypeError, KeyError, RecursionError, InvalidArgument, ConfigError) as exc:
         why = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
-        raise ConfigError(
+        raise BadSettings(
             f"{what} is no profile: {why[:120]}",
             hint="make one with `ww auth evm export-profile`",
-            code="config.auth_evm",
         ) from None
 
 
@@ -167,9 +166,9 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
     except OSError as exc:
-        raise ConfigError(f"cannot read {path}: {exc.strerror}", code="config.auth_evm") from exc
+        raise BadSettings(f"cannot read {path}: {exc.strerror}") from exc
     if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path} is too long for a profile", code="config.auth_evm")
+        raise BadSettings(f"{path} is too long for a profile")
     return raw.decode("utf-8", "replace")
 
 
@@ -211,10 +210,9 @@ def _dev(path: Path) -> Profile | None:
         here = {"v": 1, "endpoints": [value["url"]], "quorum": 1, "finality": "latest"}
         return replace(_parse({**known, **here}, str(path)), dev=True)
     except (ValueError, TypeError, KeyError, RecursionError, InvalidArgument) as exc:
-        raise ConfigError(
+        raise BadSettings(
             f"{path} is damaged: {str(exc)[:100]}",
             hint="start the node again: it writes the file anew",
-            code="config.auth_evm",
         ) from None
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
 from wetware_auth_evm.chain.addresses import keccak
+from wetware_auth_evm.chain.errors import BadSettings
 from wetware_auth_evm.cli.profiles import DEV_FILE
 from wetware_auth_evm.dev import anvil
 from wetware_auth_evm.dev.process import Child, NotStarted, RpcFailed, call
@@ -129,7 +130,7 @@ def _earlier(ctx: PluginContext) -> str:
 
 
 def _refuse(message: str, hint: str) -> ConfigError:
-    return ConfigError(message, hint=hint, code="config.auth_evm")
+    return BadSettings(message, hint=hint)
 
 
 # --- the chain ------------------------------------------------------------------------------------

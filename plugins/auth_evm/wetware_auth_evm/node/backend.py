@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from wetware.errors import ConfigError, InvalidArgument
+from wetware.errors import InvalidArgument
 from wetware.hookspecs import (
     Accept,
     NotMine,
@@ -40,7 +40,7 @@ from wetware.identity import (
 from wetware_auth_evm import contract as artifact
 from wetware_auth_evm.chain.addresses import checksum
 from wetware_auth_evm.chain.endpoints import Endpoints
-from wetware_auth_evm.chain.errors import ChainError, WrongChain
+from wetware_auth_evm.chain.errors import BadSettings, ChainError, WrongChain
 from wetware_auth_evm.chain.events import ROOT, role_id, role_name
 from wetware_auth_evm.chain.follower import Follower
 from wetware_auth_evm.chain.history import STATE_FILE, History
@@ -197,11 +197,10 @@ class EvmBackend:
             return b""
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
-        raise ConfigError(
+        raise BadSettings(
             f"{self._data_dir / CHAIN_FILE} is damaged, or of another chain",
             hint="set [plugins.auth_evm] genesis_hash to the hash of the chain's first block, or "
             "restore the file from a backup",
-            code="config.auth_evm",
         )
 
     async def _identify(self) -> None:
@@ -215,7 +214,7 @@ class EvmBackend:
                 if not self.public.genesis_hash:
                     await self._keep_genesis()
         except WrongChain as exc:
-            raise ConfigError(exc.message, hint=exc.hint, code="config.auth_evm") from None
+            raise BadSettings(exc.message, hint=exc.hint) from None
         except (ChainError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as exc:
             why = str(exc)[:200] or f"no answer within {FIRST_LOOK_S:g} s"
             self._log.warning("chain.not_reached", why=why)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.hookspecs import setting
 from wetware_auth_evm.chain import finality as finalities
+from wetware_auth_evm.chain.errors import BadSettings
 from wetware_auth_evm.node import roles as role_rules
 
 if TYPE_CHECKING:
@@ -225,10 +226,9 @@ class Public:
         try:
             return cls._parse(json.loads(document[: DOCUMENT_BYTES_MAX + 1]))
         except (*_DAMAGED, InvalidArgument) as exc:
-            raise ConfigError(
+            raise BadSettings(
                 f"what the cluster gave this node when it joined is not auth_evm's: {exc}",
                 hint="join again, with a new ticket",
-                code="config.auth_evm",
             ) from None
 
     @classmethod
@@ -326,11 +326,10 @@ def _settings(
     )
     poll_s = config.poll_s or profile.poll_s
     if poll_s >= bounds.verified_s_max:
-        raise ConfigError(
+        raise BadSettings(
             f"[plugins.auth_evm] poll_s ({poll_s:g}) is not shorter than verified_s_max "
             f"({bounds.verified_s_max:g}): nothing would ever be allowed for long",
             hint="set a shorter poll_s",
-            code="config.auth_evm",
         )
     return Settings(
         public=public,
@@ -363,8 +362,8 @@ def _public(config: AuthEvmConfig, joined: Public | None) -> Public:
         try:
             contract = parse_address(config.contract)
         except InvalidArgument as exc:
-            raise ConfigError(
-                f"[plugins.auth_evm] contract: {exc.message}", hint=exc.hint, code="config.auth_evm"
+            raise BadSettings(
+                f"[plugins.auth_evm] contract: {exc.message}", hint=exc.hint
             ) from None
     genesis = bytes.fromhex(config.genesis_hash.removeprefix("0x"))
     if joined is None:
@@ -377,12 +376,11 @@ def _public(config: AuthEvmConfig, joined: Public | None) -> Public:
     ):
         if here and there and here != there:
             shown = f"0x{there.hex()}" if isinstance(there, bytes) else there
-            raise ConfigError(
+            raise BadSettings(
                 f"[plugins.auth_evm] {name} is not the one of the cluster that this node joined, "
                 f"{shown}",
                 hint=f"leave {name} out, or give the other cluster a data directory of its own, "
                 "with --data-dir",
-                code="config.auth_evm",
             )
     return Public(
         joined.chain_id,
@@ -394,10 +392,9 @@ def _public(config: AuthEvmConfig, joined: Public | None) -> Public:
 
 
 def _missing(name: str, hint: str) -> ConfigError:
-    return ConfigError(
+    return BadSettings(
         f"the auth backend `evm` needs [plugins.auth_evm] {name}",
         hint=f"{hint}; {TRY_OUT_COMMAND}, in a data directory of its own",
-        code="config.auth_evm",
     )
 
 
@@ -406,29 +403,26 @@ def _profile(config: AuthEvmConfig, chain_id: int) -> ChainProfile:
     if config.finality in finalities.PROFILES:
         named = finalities.by_name(config.finality)
         if known is not None and named is not known:
-            raise ConfigError(
+            raise BadSettings(
                 f"[plugins.auth_evm] finality is that of {named.name}, and chain {chain_id} is "
                 f"{known.name}",
                 hint="leave finality out",
-                code="config.auth_evm",
             )
         if not named.production and not all(map(finalities.is_loopback, config.endpoints)):
-            raise ConfigError(
+            raise BadSettings(
                 f'[plugins.auth_evm] finality "{named.name}" with an endpoint that is not on this '
                 "machine: it is for try-outs",
                 hint='set finality = "finalized" or "depth:N" for this chain',
-                code="config.auth_evm",
             )
         return named
     if known is not None:
         return known
     for name in ("finality", "poll_s", "verified_s_max", "tip_age_s_max"):
         if not getattr(config, name):
-            raise ConfigError(
+            raise BadSettings(
                 f"chain {chain_id} has no profile: [plugins.auth_evm] {name} has to be set",
                 hint="set finality, poll_s, verified_s_max and tip_age_s_max for it; or "
                 f"finality = one of {', '.join(finalities.PROFILES)}, to take its numbers",
-                code="config.auth_evm",
             )
     return finalities.ChainProfile(
         name=f"chain {chain_id}",
@@ -446,19 +440,17 @@ def _quorum(config: AuthEvmConfig) -> tuple[int, tuple[str, ...]]:
     count, quorum = len(config.endpoints), config.quorum
     if not quorum:
         if count < ENDPOINTS_WANTED:
-            raise ConfigError(
+            raise BadSettings(
                 f"{count} endpoints, where {ENDPOINTS_WANTED} of different operators are needed: "
                 "one that lies could let anybody in",
                 hint="add endpoints to [plugins.auth_evm] endpoints; to trust the few that there "
                 f"are, set quorum = {finalities.quorum_default(count)}",
-                code="config.auth_evm",
             )
         return finalities.quorum_default(count), ()
     if quorum > count:
-        raise ConfigError(
+        raise BadSettings(
             f"[plugins.auth_evm] quorum = {quorum}, and there are {count} endpoints",
             hint="add endpoints, or set a lower quorum",
-            code="config.auth_evm",
         )
     if quorum == 1:
         return quorum, ("quorum = 1: any single endpoint decides who is let in",)
