@@ -16,6 +16,7 @@ from wetware_auth_evm.cli import abi, profiles
 from wetware_auth_evm.cli.reads import Chain
 from wetware_auth_evm.cli.shared import (
     check,
+    identified,
     on_chain,
     open_wallet,
     own_address,
@@ -90,12 +91,8 @@ def _running_dev(data_dir: Path) -> Profile | None:
     if not profiles.dev_path(data_dir).exists():
         return None
     found = profiles.resolve(data_dir=data_dir, config=options.config)
-
-    async def there(chain: Chain) -> bool:
-        return True
-
     try:
-        return found if found.dev and on_chain(found, there) else None
+        return identified(found) if found.dev else None
     except ChainError:
         return None
 

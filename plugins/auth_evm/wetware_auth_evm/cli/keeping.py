@@ -10,7 +10,14 @@ from wetware.cli.app import ask_passphrase, node_data_dir, note, options, out, o
 from wetware.errors import InvalidArgument, WetwareError
 from wetware_auth_evm.chain.errors import BadSettings, ChainError, WrongChain
 from wetware_auth_evm.cli import profiles
-from wetware_auth_evm.cli.shared import FILE_CHARS_MAX, on_chain, profile_of, read_file, wallet_file
+from wetware_auth_evm.cli.shared import (
+    FILE_CHARS_MAX,
+    identified,
+    on_chain,
+    profile_of,
+    read_file,
+    wallet_file,
+)
 from wetware_auth_evm.cli.words import who
 from wetware_auth_evm.login import wallets
 
@@ -126,13 +133,9 @@ def use_profile(*, file: str, offline: bool) -> None:
     found = profiles.from_text(read_file(file, "the profile"), file)
     if not (found.contract and found.endpoints):
         raise BadSettings(f"{file} names no contract or no endpoint")
-
-    async def right(chain: Chain) -> None:
-        return None
-
     if not offline:
         try:
-            on_chain(found, right)
+            identified(found)
         except WrongChain as exc:
             _not_used(exc)
         except ChainError as exc:

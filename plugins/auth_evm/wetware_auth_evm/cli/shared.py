@@ -51,6 +51,15 @@ def on_chain(
     return asyncio.run(main())
 
 
+def identified(profile: Profile, *, contract: bool = True) -> Profile:
+    """The profile with its chain's ID, once the endpoints were seen to be the right ones."""
+
+    async def work(chain: Chain) -> Profile:
+        return chain.profile
+
+    return on_chain(profile, work, contract=contract)
+
+
 def scope_of(profile: Profile) -> bytes:
     return words.parse_scope(profile.scope)
 
@@ -97,10 +106,7 @@ def change(
 
 
 def print_calldata(profile: Profile, to: bytes, call: bytes) -> None:
-    async def chain_id(chain: Chain) -> int:
-        return chain.profile.chain_id
-
-    number = profile.chain_id or on_chain(profile, chain_id, contract=False)
+    number = profile.chain_id or identified(profile, contract=False).chain_id
     out_json(Transaction(to, call, number).as_dict())
 
 

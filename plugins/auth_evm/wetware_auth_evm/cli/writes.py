@@ -355,17 +355,6 @@ async def _mined(
     receipt, failure = await _until(lambda: _receipt(chain, sent.tx), timeout_s, poll_s)
     if receipt is None:
         raise await _stuck(chain, sender, sent, fees, timeout_s, failure)
-    return await _judge(chain, sender, tx, sent, receipt, say)
-
-
-async def _judge(
-    chain: Chain,
-    sender: bytes,
-    tx: Transaction,
-    sent: Outcome,
-    receipt: TxReceipt,
-    say: Say,
-) -> Outcome:
     number = receipt["blockNumber"]
     if receipt["status"] != 1:
         raise await _failed(chain, sender, tx, sent, number)
