@@ -39,13 +39,7 @@ HINTS: Final = {
 
 
 class SessionSigner:
-    """Answers for one session, in its own cluster only.
-
-    Args:
-        session: The session.
-        now: Unix time, s.
-        name: Of the wallet, for what is said when it cannot.
-    """
+    """Answers for one session, in its own cluster only."""
 
     hints, unattended = HINTS, True
 
@@ -76,9 +70,7 @@ class SessionSigner:
 class BoundKeySigner:
     """Answers with a key that an account bound on chain (`ww auth evm bind-key`).
 
-    Args:
-        key: The key.
-        account: For whom, 20 bytes; b"": the one account that bound it.
+    `account` is for whom, 20 bytes; b"": the one account that bound it.
     """
 
     hints, unattended = HINTS, True

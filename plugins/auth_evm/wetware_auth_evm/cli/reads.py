@@ -133,16 +133,7 @@ class View:
 
 @dataclass(slots=True)
 class Probe:
-    """What one endpoint says, for `status`.
-
-    Attributes:
-        name: Scheme, host and port.
-        chain_id: Or None.
-        block: Its newest, or None.
-        latency_s: Of its last answer.
-        error: Why it did not answer, or "".
-        dissent: In what it contradicts the others, or "".
-    """
+    """What one endpoint says, for `status`; `dissent` is in what it contradicts the others."""
 
     name: str
     chain_id: int | None = None

@@ -74,13 +74,7 @@ class NotSent(ChainError):
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """What is to be sent.
-
-    Attributes:
-        to: The contract, 20 bytes; empty: it makes one.
-        data: The call.
-        chain_id: EIP-155.
-    """
+    """What is to be sent: a call of `to` (20 bytes), or with an empty one a new contract."""
 
     to: bytes
     data: bytes

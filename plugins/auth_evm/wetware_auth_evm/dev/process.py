@@ -54,19 +54,8 @@ class NotStarted(Exception):
 class Child:
     """A running child. Start it from the main thread: it is bound to the thread that starts it.
 
-    Args:
-        command: What to run; the first is an absolute path.
-        ready: Matches the line in which it says its port.
-        cwd: Its working directory.
-        env: On top of ENV_KEPT.
-        keep: File descriptors that it keeps.
-        log: For its unexpected end.
-
-    Attributes:
-        port: Where it listens.
-        process: It.
-
-    Raises NotStarted.
+    `ready` matches the line in which it says its `port`; `env` comes on top of ENV_KEPT, and `keep`
+    are file descriptors that it keeps. Raises NotStarted.
     """
 
     def __init__(

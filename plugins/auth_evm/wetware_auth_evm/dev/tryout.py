@@ -140,16 +140,8 @@ def _refuse(message: str, hint: str) -> ConfigError:
 class DevChain:
     """A try-out chain that runs, with the contract on it.
 
-    Attributes:
-        url: Its JSON-RPC endpoint, on loopback; another one at each start if the port is taken.
-        chain_id: CHAIN_ID.
-        contract: 20 bytes.
-        scope: In which the owner has its role.
-        owner: 20 bytes.
-        deployed_at: The block of the deployment.
-        genesis_hash: Of its first block.
-        engine: "anvil" or "eth-tester".
-        banner: What `ww node` prints of it.
+    Its `url` is on loopback, another one at each start if the port is taken; `banner` is what
+    `ww node` prints of it.
     """
 
     url: str

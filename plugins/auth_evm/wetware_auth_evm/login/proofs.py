@@ -35,14 +35,7 @@ Form = Literal["eip712", "eip4361", "erc1271"]
 
 @dataclass(frozen=True, slots=True)
 class SessionProof:
-    """What a session shows.
-
-    Attributes:
-        grant: What the wallet signed.
-        form: How.
-        signature: The wallet's.
-        answer: The session key's, 64 bytes.
-    """
+    """What a session shows: a wallet's grant, and the session key's answer of 64 bytes."""
 
     grant: SessionGrant
     form: Form

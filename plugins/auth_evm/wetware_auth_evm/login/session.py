@@ -76,15 +76,8 @@ def new_session(
 ) -> tuple[SessionGrant, Key]:
     """What a wallet is to sign, and a fresh session key that it names.
 
-    Args:
-        profile: Chain, contract, scope and cluster.
-        account: Whose wallet it is, 20 bytes.
-        roles: Those that the session may use.
-        epochs: Of scope, ROOT and account, by the newest block.
-        now: Unix time, s.
-        seconds: How long it lasts, at most SESSION_S_MAX.
-
-    Raises InvalidArgument, and ConfigError where the cluster is not known.
+    The epochs are those of scope, ROOT and account by the newest block. Raises InvalidArgument, and
+    BadSettings where the cluster is not known.
     """
     key = Key.generate()
     if not 0 < seconds <= SESSION_S_MAX:

@@ -53,12 +53,7 @@ class Busy(Exception):
 
 
 class WalletCheck:
-    """Asks contract wallets.
-
-    Args:
-        endpoints: Of the chain.
-        gas_max: What one answer may use.
-    """
+    """Asks contract wallets; one answer may use `gas_max` of gas."""
 
     def __init__(self, endpoints: Endpoints, *, gas_max: int) -> None:
         self._endpoints, self._gas = endpoints, hex(gas_max)

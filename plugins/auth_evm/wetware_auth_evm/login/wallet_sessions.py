@@ -57,16 +57,7 @@ class _Live:
 
 
 class WalletSessions:
-    """See the module.
-
-    Args:
-        check: Asks.
-        replica: Says at which blocks, and whether anything is decided now.
-        recheck_s: Between two times that a wallet is asked about one signature.
-        clock: The node's.
-        tell: Told what is withdrawn.
-        log: For what is.
-    """
+    """See the module. A wallet is asked about one signature every `recheck_s`."""
 
     def __init__(
         self,

@@ -193,12 +193,7 @@ class AuthEvmConfig:
 class Public:
     """What is the same on every node of the cluster, and no secret: the join document.
 
-    Attributes:
-        chain_id: EIP-155.
-        contract: 20 bytes.
-        scope: Its name.
-        genesis_hash: 32 bytes, or b"" where it is not known yet.
-        deployed_at: A block at or before the contract's deployment.
+    `contract` has 20 bytes, `genesis_hash` 32, or none while it is not known.
     """
 
     chain_id: int

@@ -64,11 +64,7 @@ def write(directory: Path, proposals: Mapping[str, Proposal]) -> Config:
 def how_to_accept(roles: Config, service: str, proposal: Proposal, *, every: bool) -> str:
     """What to write into ww.toml, so that the roles have what a service proposes for them.
 
-    Args:
-        roles: Which ones there are.
-        service: Its name.
-        proposal: What it proposes.
-        every: Show the roles that stay as they are, too: they are configured nowhere yet.
+    With `every`, the roles that stay as they are, too: they are configured nowhere yet.
     """
     if not (changed := _accepted(roles, service, proposal)):
         return f"# The roles have all that {service} proposes.\n"

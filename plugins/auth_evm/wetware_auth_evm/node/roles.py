@@ -60,13 +60,7 @@ class Rule:
 
 
 class Rules:
-    """All roles of a node.
-
-    Args:
-        config: `[plugins.auth_evm.roles]`, as TOML has it.
-
-    Raises InvalidArgument that names the setting.
-    """
+    """All roles of a node; raises InvalidArgument that names the setting."""
 
     def __init__(self, config: Config) -> None:
         if len(config) > ROLES_MAX:

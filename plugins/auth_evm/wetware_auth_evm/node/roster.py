@@ -70,18 +70,7 @@ LookUp = Callable[[Principal], Known]
 
 
 class Roster:
-    """See the module.
-
-    Args:
-        directory: Where the file is.
-        look_up: What a principal has now.
-        tell: Told what is withdrawn.
-        log: For what goes wrong.
-        run_sync: See PluginContext; for the file.
-
-    Attributes:
-        next_end: When the first of what somebody has ends, by the contract; Unix s.
-    """
+    """See the module; `next_end` is when (Unix s) the first of what somebody has ends."""
 
     def __init__(
         self,
