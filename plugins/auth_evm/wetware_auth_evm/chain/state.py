@@ -14,6 +14,7 @@ from wetware_auth_evm.chain.events import ANY_ROLE, NOBODY, ROOT, Event, fold, g
 
 UNTIL_FOREVER: Final = 1 << 40
 VIA_ANY_ROLE, VIA_ROOT = 1, 2
+ALLOWS: Final = "allows"
 _NO_ACCOUNT: Final[frozenset[bytes]] = frozenset()
 
 
@@ -44,10 +45,11 @@ class Bound(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What somebody holds: a mask, and until when (Unix s)."""
+    """What a grant gives: a mask, and until when (Unix s); `why` says which rule decided."""
 
     rights: int
     expiry: int
+    why: str = ALLOWS
 
 
 class Standing(NamedTuple):
@@ -58,12 +60,18 @@ class Standing(NamedTuple):
     rights: int
 
 
-_NOTHING: Final = Held(0, 0)
+_NONE, _EXPIRED, _NOT_YET, _RIGHTS, _ACCOUNT_EPOCH, _SCOPE_EPOCH = (
+    Held(0, 0, why)
+    for why in ("none", "expired", "not-yet", "rights", "account-epoch", "scope-epoch")
+)
+_ADMIN_REMOVED, _ADMIN_EXPIRED, _ADMIN_EPOCH, _ADMIN_LATER = (
+    Held(0, 0, f"admin-{why}") for why in ("removed", "expired", "epoch", "later")
+)
 ScopeRole = tuple[bytes, bytes]
 _Undo = tuple[Any, Any, Any]
 
 
-def _under(grant: Grant, scope: bytes, role: bytes) -> ScopeRole:
+def under(grant: Grant, scope: bytes, role: bytes) -> ScopeRole:
     """Of which of its admin's records a grant hangs."""
     return (
         ROOT if grant.via & VIA_ROOT else scope,
@@ -232,7 +240,7 @@ class State:
         return frozenset(
             account
             for scope, role, account, grant in self.listing()
-            if grant.by == admin and _under(grant, scope, role) == (where, what)
+            if grant.by == admin and under(grant, scope, role) == (where, what)
         )
 
     def _bind(self, event: Event) -> None:
@@ -302,28 +310,33 @@ class State:
     def held(self, scope: bytes, role: bytes, account: bytes, now: int) -> Held:
         """What one grant gives now; a pause is not looked at."""
         grant = self.grants.get(account, {}).get((scope, role))
-        return _NOTHING if grant is None else self._held(grant, scope, role, account, now)
+        return _NONE if grant is None else self._held(grant, scope, role, account, now)
 
     def _held(self, grant: Grant, scope: bytes, role: bytes, account: bytes, now: int) -> Held:
-        if now < grant.not_before:
-            return _NOTHING
-        return self._standing(grant, scope, role, account, now)
+        held = self._standing(grant, scope, role, account, now)
+        return _NOT_YET if now < grant.not_before and held.rights else held
 
     def _standing(self, grant: Grant, scope: bytes, role: bytes, account: bytes, now: int) -> Held:
-        if now >= grant.expiry or not self.fresh(grant.serial, scope, account):
-            return _NOTHING
+        if now >= grant.expiry:
+            return _EXPIRED
+        if self.account_epochs.get(account, 0) >= grant.serial:
+            return _ACCOUNT_EPOCH
+        if self.scope_epochs.get(scope, 0) >= grant.serial:
+            return _SCOPE_EPOCH
         if grant.by == NOBODY:
             return Held(grant.rights, grant.expiry)
-        where, what = _under(grant, scope, role)
+        where, what = under(grant, scope, role)
         admin = self.admins.get(grant.by, {}).get((where, what))
-        if (
-            admin is None
-            or now >= admin.expiry
-            or not self.fresh(admin.serial, where, grant.by)
-            or admin.serial >= grant.serial
-        ):
-            return _NOTHING
-        return Held(grant.rights & admin.rights, min(grant.expiry, admin.expiry))
+        if admin is None:
+            return _ADMIN_REMOVED
+        if now >= admin.expiry:
+            return _ADMIN_EXPIRED
+        if not self.fresh(admin.serial, where, grant.by):
+            return _ADMIN_EPOCH
+        if admin.serial >= grant.serial:
+            return _ADMIN_LATER
+        rights = grant.rights & admin.rights
+        return Held(rights, min(grant.expiry, admin.expiry)) if rights else _RIGHTS
 
     def rights(self, scope: bytes, role: bytes, account: bytes, now: int) -> int:
         """`rightsOf`: the mask that an account has in a role."""

@@ -1,18 +1,16 @@
 """Why somebody holds a role, or not: which record, epoch, admin or pause decided. No I/O.
 
-Follows `State` rule by rule, and says each. That both come to the same is tested.
+`State` decides, and says by which rule; here that becomes a sentence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from wetware_auth_evm.chain.events import ANY_ROLE, ROOT
-from wetware_auth_evm.chain.state import VIA_ANY_ROLE, VIA_ROOT, Grant, State
+from wetware_auth_evm.chain.events import ROOT
+from wetware_auth_evm.chain.state import ALLOWS, Grant, State, under
 from wetware_auth_evm.cli.words import rights_text, role_text, scope_text, span, stamp, when, who
-
-ALLOWS: Final = "allows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,74 +139,57 @@ def _until(state: State, scope: bytes, role: bytes, account: bytes, now: int) ->
 def record(state: State, where: bytes, role: bytes, account: bytes, now: int) -> Reason:
     """What one record says; a pause is not looked at."""
     name = scope_text(where)
-    grant = state.grants.get(account, {}).get((where, role))
     what = f"{role_text(role)} in {name}"
-
-    def no(code: str, text: str) -> Reason:
-        return Reason(name, code, text)
-
+    grant = state.grants.get(account, {}).get((where, role))
     if grant is None:
-        return no("none", f"there is no grant of {what}")
-    if now >= grant.expiry:
-        return no("expired", f"the grant of {what} ended at {when(grant.expiry, now)}")
-    if (epoch := state.account_epochs.get(account, 0)) >= grant.serial:
-        return no(
-            "account-epoch",
-            f"the grant of {what} (of event {grant.serial}) ended when everything of the account "
-            f"was revoked, in event {epoch}",
-        )
-    if (epoch := state.scope_epochs.get(where, 0)) >= grant.serial:
-        return no(
-            "scope-epoch",
-            f"the grant of {what} (of event {grant.serial}) ended when the scope {name} was reset, "
-            f"in event {epoch}",
-        )
-    if any(grant.by) and (refused := _admin(state, grant, where, role, now)):
-        return Reason(name, refused[0], f"the grant of {what} {refused[1]}")
-    if now < grant.not_before:
-        return no("not-yet", f"the grant of {what} begins at {when(grant.not_before, now)}")
+        return Reason(name, "none", f"there is no grant of {what}")
     held = state.held(where, role, account, now)
-    if not held.rights:
-        return no("rights", f"the admin's record has none of the rights of the grant of {what}")
-    by = f"by the admin {who(grant.by)}" if any(grant.by) else "by the owner"
-    less = ""
-    if held.rights != grant.rights:
-        less = f", narrowed from {rights_text(grant.rights)} by the admin's own record"
-    return Reason(
-        name,
-        ALLOWS,
-        f"granted {what} {by} in event {grant.serial}, until {stamp(held.expiry)} (in "
-        f"{span(held.expiry - now)}), rights {rights_text(held.rights)}{less}",
-        held.rights,
-    )
+    if held.why == ALLOWS:
+        by = f"by the admin {who(grant.by)}" if any(grant.by) else "by the owner"
+        less = ""
+        if held.rights != grant.rights:
+            less = f", narrowed from {rights_text(grant.rights)} by the admin's own record"
+        text = (
+            f"granted {what} {by} in event {grant.serial}, until {stamp(held.expiry)} (in "
+            f"{span(held.expiry - now)}), rights {rights_text(held.rights)}{less}"
+        )
+        return Reason(name, ALLOWS, text, held.rights)
+    rest = ""
+    match held.why:
+        case "expired":
+            rest = f"ended at {when(grant.expiry, now)}"
+        case "not-yet":
+            rest = f"begins at {when(grant.not_before, now)}"
+        case "rights":
+            rest = "has none of the rights of the admin's record"
+        case "account-epoch":
+            rest = (
+                f"(of event {grant.serial}) ended when everything of the account was revoked, in "
+                f"event {state.account_epochs[account]}"
+            )
+        case "scope-epoch":
+            rest = (
+                f"(of event {grant.serial}) ended when the scope {name} was reset, in event "
+                f"{state.scope_epochs[where]}"
+            )
+        case why:
+            rest = _of_admin(why, state, grant, where, role, now)
+    return Reason(name, held.why, f"the grant of {what} {rest}")
 
 
-def _admin(
-    state: State, grant: Grant, scope: bytes, role: bytes, now: int
-) -> tuple[str, str] | None:
-    """(code, rest of the sentence) if the admin's record does not carry the grant."""
-    where = ROOT if grant.via & VIA_ROOT else scope
-    which = ANY_ROLE if grant.via & VIA_ANY_ROLE else role
-    what = f"admin of {role_text(which)} in {scope_text(where)}"
+def _of_admin(why: str, state: State, grant: Grant, scope: bytes, role: bytes, now: int) -> str:
+    """Why the record of a grant's admin does not carry it, as the end of a sentence."""
+    where, which = under(grant, scope, role)
+    by, what = who(grant.by), f"admin of {role_text(which)} in {scope_text(where)}"
     admin = state.admins.get(grant.by, {}).get((where, which))
-    by = who(grant.by)
-    if admin is None:
-        return "admin-removed", f"ended with its admin: {by} is no longer {what}"
-    if now >= admin.expiry:
-        return (
-            "admin-expired",
-            f"ended with its admin: {by} was {what} until {when(admin.expiry, now)}",
-        )
-    if not state.fresh(admin.serial, where, grant.by):
+    if why == "admin-removed" or admin is None:
+        return f"ended with its admin: {by} is no longer {what}"
+    if why == "admin-expired":
+        return f"ended with its admin: {by} was {what} until {when(admin.expiry, now)}"
+    if why == "admin-epoch":
         epoch = max(state.account_epochs.get(grant.by, 0), state.scope_epochs.get(where, 0))
-        return (
-            "admin-epoch",
-            f"ended with its admin: what made {by} {what} was ended in event {epoch}",
-        )
-    if admin.serial >= grant.serial:
-        return (
-            "admin-later",
-            f"ended with its admin's former appointment: {by} was made {what} anew in event "
-            f"{admin.serial}, and that revives nothing",
-        )
-    return None
+        return f"ended with its admin: what made {by} {what} was ended in event {epoch}"
+    return (
+        f"ended with its admin's former appointment: {by} was made {what} anew in event "
+        f"{admin.serial}, and that revives nothing"
+    )

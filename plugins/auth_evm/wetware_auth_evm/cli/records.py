@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wetware.cli.app import Style, Styled, note, out, out_json, table
 from wetware.errors import EXIT_DENIED
 from wetware_auth_evm.chain.addresses import parse_address
+from wetware_auth_evm.chain.state import ALLOWS
 from wetware_auth_evm.cli import explain, words
 from wetware_auth_evm.cli.shared import on_chain, profile_of, scope_of
 from wetware_auth_evm.cli.words import role_text, scope_text, stamp, who
@@ -99,7 +100,7 @@ def _grant_rows(view: View) -> list[dict[str, Any]]:
     rows = []
     for scope, role, account, grant in state.listing():
         reason = explain.record(state, scope, role, account, now)
-        live = reason.code == explain.ALLOWS
+        live = reason.code == ALLOWS
         mask, text = reason.rights, "holds" if live else reason.code
         if live and state.paused:
             text = "paused"
