@@ -1275,14 +1275,14 @@ AUDIT_AND_POLICY = [
     ),
     Parser(
         "pubsub message of a raw topic that is pushed",
-        partial(_batch, raw=True),
+        partial(_batch, "news", raw=True),
         [bytes(8) + bytes((len(PEER),)) + PEER.encode() + b"data"],
         (InvalidArgument,),
         16 << 10,
     ),
     Parser(
         "pubsub messages that are pushed",
-        partial(_batch, raw=False),
+        partial(_batch, "news", raw=False),
         [bytes(8) + bytes((len(PEER),)) + PEER.encode() + FRAME],
         (InvalidArgument,),
         16 << 10,
