@@ -106,14 +106,22 @@ async def test_a_sleeper_ends_at_its_wall_limit(run: Run) -> None:
     assert time.monotonic() - before < 5
 
 
-async def test_a_memory_bomb_gets_no_more_than_its_limit(run: Run) -> None:
-    assert (await run("hostile", "memory", limits={"memory_bytes": 16 << 20})).code == 0
-    assert run.out == b"14\n"  # and what it had at its start
+@pytest.fixture(params=["pooled", "on demand"])
+def both(request: pytest.FixtureRequest, run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs guests in the pool, and as where that has no room."""
+    if request.param == "on demand":
+        monkeypatch.setattr(run.driver._runtimes[0], "take", lambda: False)
+    return run
 
 
-async def test_memory_that_is_over_the_limit_from_the_start_is_not_given(run: Run) -> None:
+async def test_a_memory_bomb_gets_no_more_than_its_limit(both: Run) -> None:
+    assert (await both("hostile", "memory", limits={"memory_bytes": 16 << 20})).code == 0
+    assert both.out == b"14\n"  # and what it had at its start
+
+
+async def test_memory_that_is_over_the_limit_from_the_start_is_not_given(both: Run) -> None:
     code = wat2wasm('(module (memory (export "memory") 2000) (func (export "_start")))')
-    end = await run(code, limits={"memory_bytes": 64 << 20})
+    end = await both(code, limits={"memory_bytes": 64 << 20})
     assert (end.kind, end.why) == ("limit", "memory_bytes")
 
 
@@ -133,7 +141,7 @@ async def test_a_first_call_about_no_bytes_at_all_is_no_defect(
     assert (end.kind, end.code) == ("exited", code)
 
 
-async def test_a_table_bomb_gets_no_more_than_its_limit(run: Run) -> None:
+async def test_a_table_bomb_gets_no_more_than_its_limit(both: Run) -> None:
     code = wat2wasm("""(module
         (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
         (table 1 funcref)
@@ -142,7 +150,7 @@ async def test_a_table_bomb_gets_no_more_than_its_limit(run: Run) -> None:
                 (br_if $more (i32.ne
                     (table.grow 0 (ref.null func) (i32.const 10000)) (i32.const -1))))
             (call $exit (i32.div_u (table.size 0) (i32.const 10000)))))""")
-    end = await run(code)
+    end = await both(code)
     assert (end.kind, end.code) == ("exited", 19)
 
 
@@ -152,11 +160,11 @@ async def test_tables_that_are_too_many_from_the_start_are_not_given(run: Run, t
     assert (end.kind, end.why) == ("limit", "tables")
 
 
-async def test_deep_recursion_ends_the_guest_alone(run: Run) -> None:
+async def test_deep_recursion_ends_the_guest_alone(both: Run) -> None:
     """In C, whose stack in its own memory ends first, and without a stack in memory."""
-    end = await run("hostile", "recursion")
+    end = await both("hostile", "recursion")
     assert end.kind in ("trapped", "limit")
-    end = await run(wat2wasm('(module (func $deep (export "_start") (call $deep) (nop)))'))
+    end = await both(wat2wasm('(module (func $deep (export "_start") (call $deep) (nop)))'))
     assert (end.kind, end.why) == ("limit", "stack")
 
 

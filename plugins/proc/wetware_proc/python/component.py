@@ -125,7 +125,7 @@ class PythonFiber(Fiber):
     START_TICKS = 2  # short functions end by then, and are not handed to a worker
 
     def __init__(self, runner: Any, **options: Any) -> None:
-        super().__init__(runner, **options)
+        super().__init__((runner,), **options)
         self.runner: Runner = runner
         self._instance: Any = None
         self.things: dict[int, object] = {}

@@ -7,11 +7,12 @@ import contextlib
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+from wetware.base.log import get_logger
 from wetware.base.threads import Threads, to_its_end
 from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
 from wetware_proc.wasm import caps, files, wasi
@@ -23,19 +24,21 @@ from wetware_proc.wasm.wasi import Wasi
 IMAGES_MAX: Final = 64
 """That stay loaded when nobody runs them."""
 
+log = get_logger("proc.wasm")
+
 
 class WasmImage(Image):
     """A module that is compiled, loaded and linked."""
 
-    def __init__(self, digest: str, program: Program, driver: WasmDriver) -> None:
+    def __init__(self, digest: str, programs: Sequence[Program], driver: WasmDriver) -> None:
         super().__init__(digest, "wasm")
-        self._program, self._driver = program, driver
+        self._programs, self._driver = programs, driver
 
     async def run(self, spec: Spec) -> Exit:
         """See Image."""
         limits, driver = spec.limits, self._driver
         fiber = Fiber(
-            self._program, memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s, owner=spec.owner
+            self._programs, memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s, owner=spec.owner
         )
         async with driver.tmp() as tmp:
             world = Wasi(fiber, spec, tmp, driver.disk)
@@ -74,7 +77,7 @@ class WasmDriver:
     def __init__(self, data_dir: Path) -> None:
         self._threads, self.disk = Threads(), Threads()  # guests' files keep no load waiting
         self.workers = Workers(max(2, os.cpu_count() or 1))
-        self._runtime = Runtime([wasi.IMPORTS, caps.IMPORTS], self.workers)
+        self._runtimes = _runtimes(self.workers)
         self._compiler = Compiler(Cache(data_dir / "compiled"), self._threads)
         self._tmp = data_dir / "tmp"
         self._images: OrderedDict[str, asyncio.Task[WasmImage]] = OrderedDict()
@@ -123,19 +126,28 @@ class WasmDriver:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._images.clear()
         self.workers.threads.shutdown()  # before what interrupts a guest that was left behind
-        self._runtime.close()
+        for runtime in self._runtimes:
+            runtime.close()
 
     async def _load(self, code: bytes, digest: str) -> WasmImage:
         path = await self._compiler.compiled(code, digest)
         try:
             try:
-                program = await self._threads.run(self._runtime.load, path)
+                programs = await self._threads.run(self._programs, path)
             except LookupError:  # another processor, say: the data directory has moved
                 path = await self._compiler.compiled(code, digest, afresh=True)
-                program = await self._threads.run(self._runtime.load, path)
+                programs = await self._threads.run(self._programs, path)
         except ValueError as exc:
             raise CodeRefused(f"this module is no program for wetware: {clean(str(exc))}") from exc
-        return WasmImage(digest, program, self)
+        return WasmImage(digest, programs, self)
+
+    def _programs(self, path: Path) -> list[Program]:
+        *pools, last = self._runtimes
+        found = [last.load(path)]
+        for pool in pools:
+            with contextlib.suppress(LookupError):  # it has several tables, say
+                found.insert(0, pool.load(path))
+        return found
 
     def _loaded(self, digest: str, done: asyncio.Task[WasmImage]) -> None:
         if done.cancelled() or done.exception() is not None:
@@ -143,6 +155,17 @@ class WasmDriver:
         loaded = [name for name, each in self._images.items() if each.done()]
         for name in loaded[: max(0, len(loaded) - IMAGES_MAX)]:
             del self._images[name]
+
+
+def _runtimes(workers: Workers) -> list[Runtime]:
+    """A quick one, where this machine has the room, and one that has room for every guest."""
+    imports = [wasi.IMPORTS, caps.IMPORTS]
+    found = [Runtime(imports, workers)]
+    try:
+        found.insert(0, Runtime(imports, workers, pooled=True))
+    except OSError as exc:
+        log.info("pool.absent", why=f"programs start more slowly: {exc.strerror}")
+    return found
 
 
 async def life(fiber: Fiber, wall_s: float, finish: Callable[[], Awaitable[None]]) -> Exit:

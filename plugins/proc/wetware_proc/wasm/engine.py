@@ -14,7 +14,9 @@ this module, and no other one imports wasmtime, but for those that compile, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import mmap
 import struct
 import threading
 import time
@@ -58,6 +60,8 @@ LOOP_FREED_BYTES: Final = 8 << 20
 TABLE_ELEMENTS_MAX: Final = 200_000
 """Of one table: functions that are called by their number."""
 TABLES_MAX: Final = 4
+POOLED_MAX: Final = 256
+"""Guests at a time that are in the pool. Each leaves its stack there, of at most 1.5 MiB."""
 
 CONFIG: Final = f"2-{STACK_BYTES}-{HOST_STACK_BYTES}"
 """Changes when what is compiled does not fit any more."""
@@ -149,11 +153,14 @@ def refuse(error: Any) -> None:
 # --- the engine ----------------------------------------------------------------------------------
 
 
-def new_engine(stack_bytes: int = STACK_BYTES) -> Engine:
+def new_engine(stack_bytes: int = STACK_BYTES, *, pooled: bool = False) -> Engine:
     """An engine; what one compiled another can load, in any process of this machine.
 
     Args:
         stack_bytes: Of a guest.
+        pooled: It maps memory, a table and a stack for each of POOLED_MAX guests now, and clears
+            them for the next one, which takes half as long as to map them anew. Raises OSError
+            where this process may not map as much.
     """
     config = Config()
     config.epoch_interruption = True
@@ -166,7 +173,35 @@ def new_engine(stack_bytes: int = STACK_BYTES) -> Engine:
     bindings.wasmtime_config_wasm_gc_set(config.ptr(), False)
     # With it a component's call of the host lends one resource at most: a rename takes two.
     bindings.wasmtime_config_concurrency_support_set(config.ptr(), False)
+    if pooled:
+        _add_pool(config, stack_bytes)
     return Engine(config)
+
+
+_MAP_NORESERVE: Final = 0x4000  # the module mmap knows it from Python 3.13 on
+
+
+def _add_pool(config: Config, stack_bytes: int) -> None:
+    # Where the engine cannot map its pool it ends the process: so look whether there is room, in
+    # which memory is not accessible yet, and tables and stacks are, and as much again left.
+    guest_bytes = TABLE_ELEMENTS_MAX * 8 + stack_bytes + HOST_STACK_BYTES
+    with contextlib.ExitStack() as stack:
+        for nbytes, access in ((5 << 30, 0), (guest_bytes, mmap.PROT_READ | mmap.PROT_WRITE)):
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            stack.enter_context(mmap.mmap(-1, 2 * POOLED_MAX * nbytes, flags, access))
+    pool = bindings.wasmtime_pooling_allocation_config_new()
+    for name, value in (
+        ("total_core_instances", POOLED_MAX),
+        ("total_memories", POOLED_MAX),
+        ("total_tables", POOLED_MAX),  # a module with two of them does not fit
+        ("total_stacks", POOLED_MAX),
+        ("total_component_instances", 0),
+        ("total_gc_heaps", 0),
+        ("table_elements", TABLE_ELEMENTS_MAX),
+    ):
+        getattr(bindings, f"wasmtime_pooling_allocation_config_{name}_set")(pool, value)
+    bindings.wasmtime_pooling_allocation_strategy_set(config.ptr(), pool)
+    bindings.wasmtime_pooling_allocation_config_delete(pool)
 
 
 class Ticker:
@@ -254,12 +289,19 @@ class Runtime:
         imports: What guests may import. The hosts of a Fiber are in the same order.
         workers: Which several runtimes may share.
         stack_bytes: Of a guest.
+        pooled: See new_engine, also for what it raises.
     """
 
     def __init__(
-        self, imports: Sequence[Imports], workers: Workers, stack_bytes: int = STACK_BYTES
+        self,
+        imports: Sequence[Imports],
+        workers: Workers,
+        stack_bytes: int = STACK_BYTES,
+        *,
+        pooled: bool = False,
     ) -> None:
-        self.engine = new_engine(stack_bytes)
+        self.engine = new_engine(stack_bytes, pooled=pooled)
+        self._places = threading.BoundedSemaphore(POOLED_MAX) if pooled else None
         self._linker = Linker(self.engine)
         self._callbacks: list[Any] = []  # C holds their addresses
         for place, each in enumerate(imports):
@@ -271,6 +313,15 @@ class Runtime:
     def close(self) -> None:
         """Only when no guest runs."""
         self.ticker.close()
+
+    def take(self) -> bool:
+        """Whether there is room for another guest, which `give`s it back when it is gone."""
+        return self._places is None or self._places.acquire(blocking=False)
+
+    def give(self) -> None:
+        """In any thread."""
+        if self._places is not None:
+            self._places.release()
 
     def load(self, path: Path) -> Program:
         """Map a compiled module, which must be one of our own: it is machine code. Blocks.
@@ -429,7 +480,8 @@ class Fiber:
     """One guest. `run` is its life; cancelling that ends it.
 
     Args:
-        program: What it runs.
+        programs: What it runs, in one or more runtimes with the same workers: it lives in the first
+            one that has room, and the last always has.
         memory_bytes: That its memory may have.
         cpu_s: That it may use.
         owner: With whose other guests it shares the workers.
@@ -444,9 +496,9 @@ class Fiber:
     START_TICKS = 1  # until it first comes back
 
     def __init__(
-        self, program: Program, *, memory_bytes: int, cpu_s: float, owner: str = ""
+        self, programs: Sequence[Program], *, memory_bytes: int, cpu_s: float, owner: str = ""
     ) -> None:
-        self._program, self._runtime, self._owner = program, program.runtime, owner
+        self._programs, self._owner = programs, owner
         self._memory_bytes, self._cpu_ns_max = memory_bytes, int(cpu_s * 1e9)
         self.hosts: tuple[object, ...] = ()
         self.memory = Memory()
@@ -485,6 +537,8 @@ class Fiber:
     def limit(self) -> None:
         """Make its store, unless there is one, and have its limits hold there."""
         if self._store is None:
+            self._program = next(each for each in self._programs if each.runtime.take())
+            self._runtime = self._program.runtime
             self._store = Store(self._runtime.engine)
             self.memory.context = self._store._context()
         self._store.set_limits(self._memory_bytes, TABLE_ELEMENTS_MAX, *self.PARTS_MAX)
@@ -496,9 +550,13 @@ class Fiber:
         size = self.memory.size
         self.memory.close()
         if size is None or size > LOOP_FREED_BYTES:
-            self._runtime.workers.threads.submit(self._store.close)  # its driver waits for it
+            self._runtime.workers.threads.submit(self._free)  # its driver waits for it
         else:
-            self._store.close()
+            self._free()
+
+    def _free(self) -> None:
+        self._store.close()
+        self._runtime.give()
 
     async def _live(self, context: Any) -> int:
         """In a store: instantiate and run; returns the exit code."""
