@@ -305,8 +305,22 @@ class Plugins:
         return self._backend(str(self._selection.chosen(BACKEND)), ctx_for)
 
     def auth_also(self, ctx_for: ContextFor) -> tuple[AuthBackend, ...]:
-        """The auth backends that `[node] auth_also` selects. Raises PluginError, as `auth` does."""
-        return tuple(self._backend(name, ctx_for) for name in self.also)
+        """The auth backends that `[node] auth_also` selects.
+
+        Raises PluginError, as `auth` does, and ConfigError for one that would try itself out: the
+        node of another authority does not keep to its machine.
+        """
+        made = tuple(self._backend(name, ctx_for) for name in self.also)
+        for backend in made:
+            if getattr(backend, "try_out", ""):
+                raise ConfigError(
+                    f"the auth backend {backend.name!r} would decide by what was made for a "
+                    f"try-out, beside another one ({self._config.origin('node.auth_also')})",
+                    hint="configure it, or try it out by itself: ww --data-dir DIR node --auth "
+                    f"{backend.name} --dev",
+                    code="config.try_out",
+                )
+        return made
 
     def _backend(self, plugin: str, ctx_for: ContextFor) -> AuthBackend:
         judge = partial(judge_auth, plugin.removeprefix(AUTH))

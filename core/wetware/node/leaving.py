@@ -112,8 +112,10 @@ def leave(data_dir: Path, founding: Founding, *, purge: bool) -> None:
 
 
 def _give_up(data_dir: Path, backend: str, purge: bool) -> None:
-    of_the_backend = (f"plugins/auth_{backend}", f"plugins/{backend}")
-    names = (*_OF_THE_CLUSTER, *of_the_backend, *(_OF_THE_NODE if purge else ()), CLUSTER_FILE)
+    # The authority's and those of `auth_also`, which nobody wrote down.
+    backends = [f"plugins/{each.name}" for each in (data_dir / "plugins").glob("auth_*")]
+    backends.append(f"plugins/{backend}")
+    names = (*_OF_THE_CLUSTER, *backends, *(_OF_THE_NODE if purge else ()), CLUSTER_FILE)
     path = data_dir / LEFT_FILE
     try:
         path.touch()

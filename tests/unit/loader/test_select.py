@@ -154,6 +154,11 @@ def test_further_backends_are_asked_too_and_none_twice(world: World) -> None:
     assert loaded.auth(context).name == "local"
     assert [backend.name for backend in loaded.auth_also(context)] == ["other"]
     assert list(loaded.services(context)) == ["auth_other_admin"]
+    tried = Backend("toy")
+    tried.try_out = "a toy"  # type: ignore[attr-defined]
+    world.plugin("auth_toy", ww_register_auth=lambda ctx: tried)
+    with pytest.raises(ConfigError, match="'toy' would decide by what was made for a try-out"):
+        world.load(policy=NODE, auth_also=("toy",)).auth_also(context)
     for twice in (("local",), ("auth_local",), ("other", "auth_other")):
         with pytest.raises(ConfigError, match="is selected twice: local"):
             world.load(policy=NODE, auth_also=twice)

@@ -82,7 +82,7 @@ def test_what_is_of_the_cluster_goes_and_what_is_of_the_services_stays(
     tmp_path: Path, purge: bool
 ) -> None:
     data_dir = member(tmp_path / "node", INVITE, others=(certificate(),))
-    for name in ("audit/log", "auth_local/policy.json", "acme/data"):
+    for name in ("audit/log", "auth_local/policy.json", "auth_oidc/of_auth_also", "acme/data"):
         path = data_dir / "plugins" / name
         path.parent.mkdir(parents=True)
         path.write_text("kept?")
