@@ -416,6 +416,7 @@ def test_every_block_of_a_how_to_is_executed() -> None:
     """Each names the machine that it is for; the tests of the documents execute those."""
     others = (
         "agree",
+        "ask-and-answer",
         "evm-real-chain",
         "own-iam",
         "run-programs",

@@ -437,6 +437,15 @@ def test_a_forged_subject_is_refused(make_network: Any, forged: str) -> None:
     assert len(peer.victim.inbox) == 3
 
 
+def test_there_are_no_messages_where_nodes_tell_who_serves(make_network: Any) -> None:
+    topic = "/wetware/test/sum#ask"
+    peer = Peer(make_network(), topics=(topic,))
+    peer.router.subscribe(topic)
+    assert peer.say(peer.message(b"hi", topic=topic).encode()) == [False]
+    assert peer.router.stats.invalid == 1
+    assert not peer.victim.inbox
+
+
 def test_what_a_node_attests_is_bound_to_the_node_that_signed(framed: Peer) -> None:
     """A member that lies does so in its own name: the publisher is beside the principal."""
     framed.say(framed.frame(b"a", principal=Principal("local", "of another node")).encode())

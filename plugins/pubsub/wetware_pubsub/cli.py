@@ -1,4 +1,4 @@
-"""`ww pub` and `ww sub`, through the client library."""
+"""`ww pub`, `ww sub` and `ww request`, through the client library."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from wetware.errors import InvalidArgument
 if TYPE_CHECKING:
     from wetware.client import Session
     from wetware_pubsub.client import Message, Messages
+    from wetware_pubsub.requesting import Answer
 
 LINE_BYTES_MAX = 1 << 20
 """A line of standard input; the node has its own, lower limit."""
@@ -35,6 +36,8 @@ def mount(app: typer.Typer) -> None:
     app.command("pub", rich_help_panel=section, epilog=shown)(pub_command)
     shown = examples("ww sub chat", "ww sub 'logs.>' --json", "ww sub chat --node zone=cloud")
     app.command("sub", rich_help_panel=section, epilog=shown)(sub_command)
+    shown = examples("ww request sum '1 2'", "ww request who '' --count 10 --timeout 1 --json")
+    app.command("request", rich_help_panel=section, epilog=shown)(request_command)
 
 
 Foreign = Annotated[
@@ -114,6 +117,36 @@ def sub_command(
     run_client(work, reconnect=True)
 
 
+def request_command(
+    topic: Topic,
+    data: Annotated[str, typer.Argument(help="The request.", show_default=False, parser=str)],
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds to wait for answers.")
+    ] = 5.0,
+    count: Annotated[
+        int,
+        typer.Option(
+            "--count", "-n", min=1, help="Answers: one responder is asked for 1, all for more."
+        ),
+    ] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Ask who serves a topic, and print each answer on a line."""
+    as_line = json_answer if json else terminal_line if sys.stdout.isatty() else text_line
+
+    async def work(session: Session) -> None:
+        joined = await session.pubsub.join(topic)
+        output = Output(sys.stdout.fileno())
+        if count == 1:
+            await output.write(as_line(await joined.request(data, timeout_s=timeout)))
+            return
+        async with joined.request_many(data, count=count, timeout_s=timeout) as answers:
+            async for answer in answers:
+                await output.write(as_line(answer))
+
+    run_client(work)
+
+
 # --- publishing -----------------------------------------------------------------------------------
 
 
@@ -191,12 +224,12 @@ def bytes_of(message: Message) -> bytes:
     return message.data
 
 
-def text_line(message: Message) -> bytes:
+def text_line(message: Message | Answer) -> bytes:
     """The data and a newline."""
     return message.data + b"\n"
 
 
-def terminal_line(message: Message) -> bytes:
+def terminal_line(message: Message | Answer) -> bytes:
     """The data, with what could control a terminal escaped, and a newline."""
     text = message.data.decode(errors="backslashreplace")
     shown = "".join(
@@ -213,10 +246,19 @@ def json_line(message: Message) -> bytes:
         "principal": message.principal and str(message.principal),
         "seqno": message.seqno,
     }
+    return _json(fields, message.data)
+
+
+def json_answer(answer: Answer) -> bytes:
+    """One JSON object: principal, node; data, or data_base64 for no UTF-8."""
+    return _json({"principal": str(answer.principal), "node": str(answer.node)}, answer.data)
+
+
+def _json(fields: dict[str, object], data: bytes) -> bytes:
     try:
-        fields["data"] = message.data.decode()
+        fields["data"] = data.decode()
     except UnicodeDecodeError:
-        fields["data_base64"] = base64.b64encode(message.data).decode()
+        fields["data_base64"] = base64.b64encode(data).decode()
     return json_module.dumps(fields).encode() + b"\n"
 
 

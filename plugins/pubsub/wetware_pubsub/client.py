@@ -24,7 +24,22 @@ from wetware import rpc
 from wetware.errors import Denied, InternalError, InvalidArgument, LimitExceeded, TimedOut
 from wetware.identity import PeerId, Principal
 from wetware_pubsub import frames
+from wetware_pubsub.requesting import ANSWERS_MAX, Answer, Answers, Handler, Request, Serving
 from wetware_pubsub.schema import SCHEMA
+
+__all__ = [
+    "Answer",
+    "Answers",
+    "Batch",
+    "Message",
+    "Messages",
+    "PubSub",
+    "Publisher",
+    "Request",
+    "Serving",
+    "Topic",
+    "TopicInfo",
+]
 
 _OF_ONE = (Denied, LimitExceeded, InvalidArgument)
 """Errors of a call that are about its first message; others are about all that wait."""
@@ -115,6 +130,10 @@ class PubSub:
         join = partial(self._join, topic, raw)
         return Topic(topic, await join(), join, raw=raw)
 
+    async def request(self, topic: str, data: bytes | str, *, timeout_s: float = 5.0) -> Answer:
+        """Join a topic and ask who serves it: see `Topic.request`."""
+        return await (await self.join(topic)).request(data, timeout_s=timeout_s)
+
     async def _join(self, topic: str, raw: bool) -> rpc.Ref:
         reply = await self._ref.call("join", topic=topic, raw=raw)
         ref: rpc.Ref | None = reply["topic"]
@@ -200,6 +219,41 @@ class Topic:
                 partial(_batch, self.name, raw=self.raw),
             )
         )
+
+    async def request(self, data: bytes | str, *, timeout_s: float = 5.0) -> Answer:
+        """Ask one of those who serve the topic, at any node, and return what it answers.
+
+        Nothing is asked twice. Raises NotFound "not_found.responder" at once if nobody serves, and
+        "not_found.answer" if the one that was asked gives none; what that raises; Disconnected if
+        it is gone, or its grant is; TimedOut; LimitExceeded "limit.requests".
+        """
+        async with Answers(partial(self._request, _raw(data), 1), timeout_s) as answers:
+            async for answer in answers:
+                return answer
+        raise InternalError("the request ended with neither an answer nor an error")
+
+    def request_many(
+        self, data: bytes | str, *, count: int = ANSWERS_MAX, timeout_s: float = 5.0
+    ) -> Answers:
+        """Ask all who serve the topic; `async with` it, and read answers with `async for`.
+
+        The loop ends after `count` answers (2 to ANSWERS_MAX), when all are done, or after
+        `timeout_s`. Without any answer it raises as `request` does.
+        """
+        if not 2 <= count <= ANSWERS_MAX:
+            raise InvalidArgument(f"a request has 2 to {ANSWERS_MAX} answers; `request` has one")
+        return Answers(partial(self._request, _raw(data), count), timeout_s)
+
+    async def _request(self, data: bytes, count: int, inbox: rpc.Servant) -> None:
+        await self._call("request", data=data, inbox=inbox, count=count)
+
+    def serve(self, handler: Handler) -> Serving:
+        """Answer requests for the topic, or for all that match the pattern, within `async with`.
+
+        `handler` is an async function of a Request that returns the answer, or an async generator
+        of several. Requests are handled at once, each in a task of its own.
+        """
+        return Serving(lambda responder: self._call("serve", responder=responder), handler)
 
     async def info(self) -> TopicInfo:
         """What the node knows of the topic."""

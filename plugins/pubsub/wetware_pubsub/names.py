@@ -14,6 +14,8 @@ from typing import Final
 from wetware.base.subjects import ONE, REST, tokens_of
 from wetware.errors import InvalidArgument
 
+ASKED: Final = "#ask"
+"""What a mesh ends with on the wire that says who serves; no message is in it."""
 _NAME: Final = re.compile(r"[A-Za-z0-9._~:@+-]+(/[A-Za-z0-9._~:@+-]+)*")
 
 

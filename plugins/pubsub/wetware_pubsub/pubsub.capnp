@@ -64,4 +64,44 @@ interface Topic {
   # Subscriptions at this node that get all of the topic, or pattern; other nodes that are subscribed, as
   # far as this one knows; and those of them that messages are exchanged with in full. Where the name has
   # a dot the nodes are those of its first token, whose names share what is sent. Idempotent.
+
+  request @3 (data :Data $Ww.constrained, inbox :Inbox, count :UInt32 $Ww.constrained) -> (answers :UInt32);
+  # Asks who serves the topic: where `count` is 1 one responder, of any node, else all that there are. They
+  # answer on `inbox`, at most `count` times in all, until the call returns: when they are done, or gave
+  # enough. `not_found.responder` at once if nobody serves, `not_found.answer` if nobody answered, else what
+  # the first responder raised; `overlay.disconnected.responder` if it is gone, or its grant is. Nothing is
+  # asked twice: a responder that failed may have done what was asked. `data` is at most `message_bytes_max`;
+  # at most 256 of a principal are in flight at a node, and of a responder: `limit.requests`. Cancelling the
+  # call, or revoking its grant, ends the request, its handlers and its inbox. Not idempotent.
+
+  serve @4 (responder :Responder) -> (subscription :Ww.Subscription);
+  # Hands it requests for the topic, or for all that match the pattern, until the subscription is cancelled
+  # or released, or its grant ends: then those in flight end as well, and the node lets go of it. A node has
+  # at most 1024 (`limit`). `subscription.stats` counts requests. Not idempotent: each call is a responder.
+}
+
+interface Inbox {
+  # Where one request is answered. Its requester gives it with the request; a responder, and nobody else,
+  # gets a relay of its own to it, from its node and under its own grant. It is over with the request.
+
+  answer @0 (data :Data $Ww.constrained, principal :Text, node :Text) -> ();
+  # At most `message_bytes_max`. Returns when the requester has taken it, and raises `not_found.request` when
+  # it wants no more. Who answers, and at which node, is what the nodes on the way say: what a responder
+  # gives as `principal` and `node` is not looked at. Not idempotent.
+}
+
+interface Responder {
+  # A responder's end, given to the node and held by it while it serves.
+
+  handle @0 (data :Data, topic :Text, principal :Text, node :Text, inbox :Inbox) -> ();
+  # A request for `topic`, by whose grant `principal` is as `node` says. Returns when it is done; cancelled
+  # when nobody waits any more. Not idempotent.
+}
+
+interface Sibling {
+  # What the service has for another node, as that node; no client gets it. Dies with its membership.
+
+  ask @0 (topic :Text, data :Data, principal :Text, every :Bool, inbox :Inbox) -> ();
+  # Hands a request to a responder at this node, or to each. Returns when they are done. `principal` is the
+  # other node's word. `not_found.responder`; else as `Topic.request`.
 }

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from wetware.errors import InvalidArgument
 from wetware.identity import PeerId, verify
 from wetware_pubsub import frames
-from wetware_pubsub.names import is_shared, mesh
+from wetware_pubsub.names import ASKED, is_shared, mesh
 from wetware_pubsub.order import COUNTER_MAX, Orderer, Sequencer, number_of
 from wetware_pubsub.wire import (
     SIGN_DOMAIN,
@@ -884,7 +884,9 @@ class Router:
         return True
 
     def _count(self, message: WireMessage) -> int:
-        """How many messages it holds; 0 if it is a frame that is none."""
+        """How many messages it holds; 0 if it is a frame that is none, or where there are none."""
+        if message.topic.endswith(ASKED):
+            return 0
         if not message.topic.endswith(frames.FRAMED):
             return 1
         number = number_of(message.seqno)

@@ -13,6 +13,7 @@ from wetware.hookspecs import Service
 from wetware_pubsub import frames
 from wetware_pubsub.gossip import Gossip
 from wetware_pubsub.names import check_topic, is_pattern, is_shared, mesh
+from wetware_pubsub.requests import Requests, SiblingServant
 from wetware_pubsub.router import too_long
 from wetware_pubsub.schema import SCHEMA
 
@@ -37,6 +38,7 @@ class PubSubService(Service):
 
     name = "pubsub"
     interface = SCHEMA.PubSub
+    peer_interface = SCHEMA.Sibling
     roles = MappingProxyType(
         {
             "reader": frozenset({"PubSub.join", "Topic.subscribe", "Topic.info", "Subscription.*"}),
@@ -59,6 +61,7 @@ class PubSubService(Service):
             prefix=self._prefix,
             rng=rng,
         )
+        self.requests = Requests(ctx, self.gossip, self._prefix)
         # By wire name, with the tokens of what each is to get.
         self._topics: dict[str, dict[rpc.Pump, tuple[str, ...]]] = {}
         self._blocking: dict[rpc.Pump, None] = {}
@@ -72,11 +75,15 @@ class PubSubService(Service):
             await self.gossip.run(task_status=task_status)
         finally:
             self._running = False
+            self.requests.end()
             for pump in [pump for pumps in self._topics.values() for pump in pumps]:
                 pump.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return PubSubServant(self, principal)
+
+    def peer_bootstrap(self, node: Principal) -> rpc.Servant:
+        return SiblingServant(self.requests, node.subject)
 
     def wire_topic(self, name: str, *, raw: bool) -> str:
         """The name on the wire, where clusters never mix; raises InvalidArgument."""
@@ -251,15 +258,17 @@ class PubSubServant(rpc.Servant, interface=SCHEMA.PubSub):
 
     async def join(self, topic: str, raw: bool) -> dict[str, Any]:
         wire = self._service.wire_topic(topic, raw=raw)
-        return {"topic": TopicServant(self._service, self._principal, topic, wire)}
+        return {"topic": TopicServant(self._service, self._principal, topic, wire, raw=raw)}
 
 
 class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
     """See pubsub.capnp."""
 
-    def __init__(self, service: PubSubService, principal: Principal, name: str, wire: str) -> None:
+    def __init__(
+        self, service: PubSubService, principal: Principal, name: str, wire: str, *, raw: bool
+    ) -> None:
         self._service, self._principal = service, principal
-        self._name, self._wire = name, wire
+        self._name, self._wire, self._raw = name, wire, raw
 
     async def publish(self, data: bytes, lengths: bytes) -> dict[str, Any]:
         seqno, taken = await self._service.publish(
@@ -276,6 +285,19 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
             self._wire, self._name, self._principal, sink, buffer, policy
         )
         return {"subscription": pump}
+
+    async def request(self, data: bytes, inbox: rpc.Ref | None, count: int) -> dict[str, Any]:
+        requests = self._of_requests()
+        return {"answers": await requests.request(self._name, self._principal, data, inbox, count)}
+
+    async def serve(self, responder: rpc.Ref | None) -> dict[str, Any]:
+        requests = self._of_requests()
+        return {"subscription": requests.serve(self._name, self._principal, responder)}
+
+    def _of_requests(self) -> Requests:
+        if self._raw:
+            raise InvalidArgument("a raw topic has no requests", code="invalid.request")
+        return self._service.requests
 
     async def info(self) -> dict[str, Any]:
         """What this node knows of the topic."""
