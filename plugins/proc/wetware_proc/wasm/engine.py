@@ -159,8 +159,8 @@ def new_engine(stack_bytes: int = STACK_BYTES, *, pooled: bool = False) -> Engin
     Args:
         stack_bytes: Of a guest.
         pooled: It maps memory, a table and a stack for each of POOLED_MAX guests now, and clears
-            them for the next one, which takes half as long as to map them anew. Raises OSError
-            where this process may not map as much.
+            them for the next one, which costs less than to map them anew. Raises OSError where
+            this process may not map as much.
     """
     config = Config()
     config.epoch_interruption = True
