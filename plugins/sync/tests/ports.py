@@ -90,8 +90,8 @@ class EnginePort:
 def holder_of(engine: Engine, lease: int, tasks: Tasks) -> HolderServant:
     """The servant that takes locks, beside nothing else of a node."""
     ctx = SimpleNamespace(fence=lambda *_, **__: b"a token")
-    service: Any = SimpleNamespace(tasks=tasks, home=SimpleNamespace(ctx=ctx))
-    return HolderServant(service, engine, lease, ADA)
+    home: Any = SimpleNamespace(tasks=tasks, ctx=ctx)
+    return HolderServant(home, engine, lease, ADA)
 
 
 class SessionPort:

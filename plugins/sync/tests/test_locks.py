@@ -201,7 +201,7 @@ async def test_an_acquire_is_cancelled_at_every_await_of_the_client(
         await asyncio.wait([task], timeout=60)
         assert task.done()
         while sync._owed or tasks:
-            await asyncio.wait({*sync._owed, *tasks._tasks})
+            await asyncio.wait({*sync._owed._tasks, *tasks._tasks})
         assert await keys(engine) == 0, f"at await {at}"
         await asyncio.wait_for(acquiring(other, NONCES[2], 0), 60)
         await other.let_go(name="x", kind="lock", nonce=NONCES[2])

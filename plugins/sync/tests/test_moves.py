@@ -144,7 +144,7 @@ async def test_up_replace_down(tmp_path: Path) -> None:
             assert await until(node.all) == {"one": "1", "two": "2"}
             assert node.home.engine.authority.peer_id == authority
             assert node.home.engine.epoch == epoch + 1
-        assert {*a.home.entrances} == {b.peer, c.peer, d.peer}
+        assert {*a.home.place[1]} == {b.peer, c.peer, d.peer}
         await until(lambda: b.put("three", "3"))
         with pytest.raises(LeaseEnded):
             await b.home.engine.keep(lease, ADA)
@@ -153,9 +153,9 @@ async def test_up_replace_down(tmp_path: Path) -> None:
         await until(lambda: c.put("four", "4"))
         await b.service.moves.replace(d.peer, e.peer, silent)
         assert await until(e.all) == {"one": "1", "two": "2", "three": "3", "four": "4"}
-        assert {*a.home.entrances} == {b.peer, c.peer, e.peer}
+        assert {*a.home.place[1]} == {b.peer, c.peer, e.peer}
         await d.start()  # it has missed that
-        await until(lambda: _asserted({*d.home.entrances} == {b.peer, c.peer, e.peer}))
+        await until(lambda: _asserted({*d.home.place[1]} == {b.peer, c.peer, e.peer}))
         await until(lambda: _asserted(not list((tmp_path / "3" / "etcd").iterdir())))
         await c.stop()  # the one that came is as good as those that were there
         await until(lambda: b.put("five", "5"))
@@ -168,7 +168,7 @@ async def test_up_replace_down(tmp_path: Path) -> None:
         status = await a.home.engine.status()
         assert status.keys == 5
         for node in (b, c, d, e):
-            await until(lambda node=node: _asserted(node.home.entrances == (a.peer,)))
+            await until(lambda node=node: _asserted(node.home.place[1] == (a.peer,)))
             await until(lambda node=node: _asserted(node.home.keeper.child is None))
 
 
@@ -232,7 +232,7 @@ async def test_a_move_up_that_fails_has_not_happened(
         await home.put("key", "later")
         assert home.home.engine.epoch == epoch
         for node in nodes:
-            await until(lambda node=node: _asserted(node.home.entrances == (home.peer,)))
+            await until(lambda node=node: _asserted(node.home.place[1] == (home.peer,)))
             await until(lambda node=node: _asserted(node.home.keeper.child is None))
         fault.on = False
         await up(home, nodes)
@@ -287,8 +287,8 @@ async def test_a_replacement_that_fails_leaves_what_was_there(
         fault.on = False
         await second.service.moves.replace(third.peer, fourth.peer, silent)
         assert await until(fourth.all) == {"key": "later"}
-        assert {*home.home.entrances} == {home.peer, second.peer, fourth.peer}
-        parts = [await home.service.moves.look(peer) for peer in home.home.entrances]
+        assert {*home.home.place[1]} == {home.peer, second.peer, fourth.peer}
+        parts = [await home.service.moves.look(peer) for peer in home.home.place[1]]
         assert [part["failing"] for part in parts] == [""] * 3
 
 
@@ -363,7 +363,7 @@ async def test_what_was_answered_is_there_after_each_move(tmp_path: Path) -> Non
             found = await until(home.all)
             assert all(int(found[name]) >= number for name, number in before.items())
             await third.start()
-            await until(lambda: _asserted(third.home.entrances == (home.peer,)))
+            await until(lambda: _asserted(third.home.place[1] == (home.peer,)))
         finally:
             for task in tasks:
                 task.cancel()

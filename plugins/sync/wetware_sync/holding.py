@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 import anyio
 
 from wetware import rpc
+from wetware.base.tasks import Tasks
 from wetware.errors import WetwareError
 from wetware_sync.engine import LeaseEnded
 from wetware_sync.errors import NotFree
@@ -149,7 +150,7 @@ class Sync:
         self.home = AtHome(here, "sync")
         self._leases: dict[float, Lease] = {}
         self._taking = asyncio.Lock()  # one of anyio takes a turn of the loop to be had
-        self._owed: set[asyncio.Task[None]] = set()
+        self._owed = Tasks()
 
     def lock(
         self, name: str, *, shared: bool = False, wait_s: float | None = None, ttl_s: float = TTL_S
@@ -278,9 +279,7 @@ class Sync:
 
     def _let_go_soon(self, lease: Lease, which: dict[str, Any]) -> None:
         """As soon as the store can be reached."""
-        task = asyncio.create_task(self._let_go(lease, which), name="let go")
-        self._owed.add(task)
-        task.add_done_callback(self._owed.discard)
+        self._owed.start(self._let_go(lease, which))
 
     async def _let_go(self, lease: Lease, which: dict[str, Any]) -> None:
         while lease.ended is None:

@@ -12,6 +12,7 @@ import anyio
 
 from wetware.base.files import Files
 from wetware.base.private_files import read_private_file
+from wetware.base.tasks import Tasks
 from wetware.errors import ConfigError, Unsupported, WetwareError
 from wetware.identity import PeerId
 from wetware_sync.embedded import backup
@@ -40,6 +41,7 @@ class Home:
         ctx: The plugin's; its config is a SyncConfig.
 
     Attributes:
+        tasks: What goes on beside calls; it ends with the store.
         placements: Where the store is.
         keeper: The etcd of this node, if it is to have one.
         has_own_etcd: The store is in one that is no child of members: `engine = "etcd"`.
@@ -50,6 +52,7 @@ class Home:
         self.has_own_etcd: bool = ctx.config.engine == "etcd"
         self._me = ctx.overlay.peer_id
         self.directory = ctx.data_dir / "store"
+        self.tasks = Tasks()
         self.placements = Placements(ctx)
         self.keeper = Keeper(ctx, self.placements)
         self._engine: Engine | None = None
@@ -70,10 +73,6 @@ class Home:
             return "etcd", now.having(SERVES)
         home = self.placements.home
         return "embedded", (home,) if home else ()
-
-    @property
-    def entrances(self) -> tuple[PeerId, ...]:
-        return self.place[1]
 
     @property
     def engine(self) -> Engine:
@@ -101,10 +100,14 @@ class Home:
         """Have the store open whenever it is here."""
         await self.ctx.run_sync(self.placements.load)
         await self._end_move()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.placements.spread)
-            tasks.start_soon(self.keeper.run)
-            await self._serve(task_status)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.placements.spread)
+                tasks.start_soon(self.keeper.run)
+                await self._serve(task_status)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.tasks.end()
 
     async def _end_move(self) -> None:
         """Nothing has moved where a crash has cut a move off."""

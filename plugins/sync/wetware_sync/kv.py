@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import anyio
 
 from wetware import rpc
-from wetware.base.tasks import Tasks
 from wetware.errors import Busy, InvalidArgument, WetwareError
 from wetware.hookspecs import Service
 from wetware.identity import PeerId
@@ -70,17 +69,12 @@ class KvService(Service):
     def __init__(self, home: Home) -> None:
         self.home = home
         self.moves = Moves(home)
-        self.tasks = Tasks()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Have the store open, if it is here."""
         for left in self.home.ctx.data_dir.glob("*-" + "[0-9a-f]" * 16):
             left.unlink()  # of backups that a crash cut off
-        try:
-            await self.home.run(task_status=task_status)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self.tasks.end()
+        await self.home.run(task_status=task_status)
 
     def stream(self, work: Callable[[rpc.ByteStream], Awaitable[None]]) -> dict[str, Any]:
         """A stream, as a reply, and what is done with it until its end."""
@@ -94,7 +88,7 @@ class KvService(Service):
                 except WetwareError as exc:
                     stream.abort(exc)
 
-        self.tasks.start(run())
+        self.home.tasks.start(run())
         return {"stream": stream.servant}
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:

@@ -18,11 +18,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-import anyio
-
 from wetware import rpc
 from wetware.base import cbor
-from wetware.base.tasks import Tasks
 from wetware.errors import InvalidArgument, Unsupported, WetwareError
 from wetware.hookspecs import Service
 from wetware_sync.engine import (
@@ -47,8 +44,6 @@ from wetware_sync.leases import LeaseServant, leased
 from wetware_sync.schema import SCHEMA
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskStatus
-
     from wetware.identity import Principal
     from wetware_sync.home import Home
 
@@ -81,16 +76,7 @@ class SyncService(Service):
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.tasks = Tasks()
         self._counting: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
-
-    async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled."""
-        try:
-            await super().run(task_status=task_status)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self.tasks.end()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return SyncServant(self, str(principal))
@@ -168,7 +154,7 @@ class SyncServant(rpc.Servant, interface=SCHEMA.Sync):
     async def enter(self, ttl_ms: int, id: int, epoch: int) -> dict[str, Any]:
         engine = self._service.home.engine
         id_ = await leased(engine, ttl_ms, id, epoch, self._owner)
-        holder = HolderServant(self._service, engine, id_, self._owner)
+        holder = HolderServant(self._service.home, engine, id_, self._owner)
         return {"holder": holder, "id": id_, "epoch": engine.epoch}
 
     async def look(self, name: str, kind: str) -> dict[str, Any]:
@@ -219,9 +205,9 @@ class SyncServant(rpc.Servant, interface=SCHEMA.Sync):
 class HolderServant(LeaseServant, interface=SCHEMA.Holder):
     """See sync.capnp."""
 
-    def __init__(self, service: SyncService, engine: Engine, id_: int, owner: str) -> None:
+    def __init__(self, home: Home, engine: Engine, id_: int, owner: str) -> None:
         super().__init__(engine, id_, owner)
-        self._tasks, self._fence = service.tasks, service.home.ctx.fence
+        self._tasks, self._fence = home.tasks, home.ctx.fence
 
     async def acquire(
         self, name: str, kind: str, nonce: bytes, places: int, value: bytes, wait_ms: int

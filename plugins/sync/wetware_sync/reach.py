@@ -108,35 +108,31 @@ class AtHome:
     """A service of the store, by a session at any node.
 
     Args:
-        here: As the session has it.
+        here: As the session has it, at its own node.
         name: Of the service.
 
     Attributes:
+        here: The same.
         node: Where it is used; "" before, and after it has failed there.
     """
 
     def __init__(self, here: Opening, name: str) -> None:
-        self._here, self._name = here, name
+        self.here, self._name = here, name
         self.node = self._shunned = ""
         self._opened: Opening | None = None
 
     @property
-    def here(self) -> Opening:
-        """The service at the session's own node."""
-        return self._here
-
-    @property
     def survives(self) -> bool:
         """Whether the application wants to go on after a connection was lost."""
-        return self._here.session.connection.again is not None
+        return self.here.session.connection.again is not None
 
     async def service(self) -> Opening:
         """The service where the store is; raises HomeDown."""
-        session = self._here.session
+        session = self.here.session
         if not self.node:
             self.node = await self._choose(session)
         if self.node == session.identity.node:
-            return self._here
+            return self.here
         if not self.node:
             raise HomeDown(
                 "the node where the cluster was founded is not known here",
@@ -144,13 +140,13 @@ class AtHome:
             )
         there = await self._there(session)
         if self._opened is None or self._opened.session is not there:
-            self._opened = there.service(self._name, self._here.interface)
+            self._opened = there.service(self._name, self.here.interface)
         return self._opened
 
     async def _choose(self, session: Session) -> str:
         """The entrance for this session: not the one whose store failed, if there is another."""
         try:
-            home = (await self._here.call("home"))["home"]
+            home = (await self.here.call("home"))["home"]
         except Denied:  # a share of one object: it was given where the store is
             return str(session.identity.node)
         others = [node for node in home["entrances"] if node != self._shunned]
@@ -163,7 +159,7 @@ class AtHome:
             return await _at(session, self.node)
         except HomeDown as exc:
             self.node = ""  # it may be another one by the next time
-            home = (await self._here.call("home"))["home"]
+            home = (await self.here.call("home"))["home"]
             for node in home["entrances"]:
                 if node == tried:
                     continue

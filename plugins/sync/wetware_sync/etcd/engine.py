@@ -130,7 +130,6 @@ class EtcdEngine:
         self._acked = 0
         self._owed: list[tuple[int, int, Added]] = []  # until the log has their revision
         self._numbers = itertools.count()
-        self._late: set[asyncio.TimerHandle] = set()
         self._progress = asyncio.Event()
         self._fed_by: Member | None = None
         self._lost: HomeDown | None = None
@@ -146,8 +145,6 @@ class EtcdEngine:
                     tasks.cancel_scope.cancel()
             finally:
                 self._closed = True
-                for handle in self._late:
-                    handle.cancel()
                 if hub := getattr(self, "_hub", None):
                     hub.close(closed())
 
@@ -249,7 +246,8 @@ class EtcdEngine:
                     revision = outcome.revision
                     self._acked = max(self._acked, revision)
             except (Unknown, asyncio.CancelledError):
-                self._owe_late(added)
+                if not self._closed:
+                    self._tasks.start_soon(self._done_late, added)
                 raise
             except BaseException:
                 self._books.done(added)
@@ -437,13 +435,9 @@ class EtcdEngine:
         if whose != owner:
             raise lease_ended(lease)
 
-    def _owe_late(self, added: Added) -> None:
-        def done() -> None:
-            self._late.discard(handle)
-            self._books.done(added)
-
-        handle = asyncio.get_running_loop().call_later(LATE_S, done)
-        self._late.add(handle)
+    async def _done_late(self, added: Added) -> None:
+        await anyio.sleep(LATE_S)
+        self._books.done(added)
 
     # --- the log ----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import anyio
 
 from wetware.base.log import get_logger
+from wetware.base.tasks import Tasks
 from wetware.errors import ConfigError, LimitExceeded, WetwareError
 from wetware_sync.engine import LeaseEnded, Unknown, Unwritten, compacted
 from wetware_sync.errors import HomeDown
@@ -122,7 +123,7 @@ class Etcd:
         self._next = 0
         self._member: Member | None = None
         self._connecting = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = Tasks()
 
     async def __aenter__(self) -> Etcd:
         return self
@@ -132,8 +133,7 @@ class Etcd:
         if self._member is not None:
             self.leave(self._member)
         with anyio.CancelScope(shield=True):
-            if self._closing:
-                await asyncio.wait(self._closing)
+            await self._closing.wait()
 
     # --- members ----------------------------------------------------------------------------------
 
@@ -161,9 +161,7 @@ class Etcd:
         if self._member is member:
             self._member = None
             self._next += 1
-        task = asyncio.ensure_future(member.channel.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing.start(member.channel.close())
 
     async def _connect(self, endpoint: str) -> Member:
         if self._tls is None:
