@@ -188,17 +188,17 @@ def test_transactions(pair: Pair, tmp_path: Path) -> None:
 
 def test_compare_and_set(pair: Pair) -> None:
     _, b = pair
-    made = b.ww("kv", "cas", "/cas/a", "1", "--revision", "0", "--json", check=True)
+    made = b.ww("kv", "put", "/cas/a", "1", "--at", "0", "--json", check=True)
     new = json.loads(made.stdout)
     b.ww("kv", "cas", "/cas/a", "1", "-", input="2", check=True)
     other = b.ww("kv", "cas", "/cas/a", "1", "3")
     assert (other.returncode, other.stdout) == (1, "")
     assert "/cas/a has not that value: nothing is changed" in other.stderr
-    stale = b.ww("kv", "cas", "/cas/a", "3", "--revision", str(new["revision"]))
+    stale = b.ww("kv", "put", "/cas/a", "3", "--at", str(new["revision"]))
     assert (stale.returncode, "was not set last by the revision" in stale.stderr) == (1, True)
     assert b.ww("kv", "get", "/cas/a", check=True).stdout == "2"
     assert b.ww("kv", "cas", "/cas/none", "-", "1", input="").returncode == 1  # none is not b""
-    for wrong in (["1"], ["1", "2", "3"], ["1", "2", "--revision", "1"], ["-", "-"]):
+    for wrong in (["1"], ["1", "2", "3"], ["-", "-"]):
         assert b.ww("kv", "cas", "/cas/a", *wrong).returncode == 2
 
 

@@ -166,38 +166,28 @@ def _conflict(why: str, key: str) -> Conflict:
 @kv_app.command("cas", epilog=examples("ww kv cas /shop/price 12 13"))
 def cas_command(
     key: Path,
-    values: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="OLD NEW",
-            help="Texts; '-': what comes from standard input. No OLD with --revision.",
-        ),
-    ],
-    revision: Annotated[
-        int | None,
-        typer.Option(metavar="REVISION", min=0, help="In place of OLD: that set it last; 0: new."),
-    ] = None,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Text; '-': as VALUE.")],
+    new: Value,
     json: Json = False,
 ) -> None:
-    """Set a key if it has a value; prints the revision. Exits with 1 if it has another, or none."""
-    if len(values) != (2 if revision is None else 1) or values.count("-") > 1:
-        raise InvalidArgument(
-            "which value is compared with, and which is set?",
-            hint="ww kv cas KEY OLD NEW, or ww kv cas KEY NEW --revision N",
-        )
-    *old, new = map(_bytes, values)
+    """Set a key if it has the value OLD; prints the revision. Exits with 1 if it has not.
+
+    `ww kv put --at` looks at the revision instead.
+    """
+    if old == new == "-":
+        raise InvalidArgument("standard input is one value, not two", hint="write OLD as a text")
+    before, after = _bytes(old), _bytes(new)
 
     async def work(session: Session) -> int:
         from wetware_sync.client import Compare, Write
 
-        compare = Compare(key, value=old[0]) if old else Compare(key, modified=revision)
-        held, written = await session.kv.txn([compare], [Write(key, new)])
-        return written if held else 0
+        held, revision = await session.kv.txn([Compare(key, value=before)], [Write(key, after)])
+        return revision if held else 0
 
     written = run_client(work)
-    if old and not written:
+    if not written:
         raise _conflict(f"{key} has not that value", key)
-    _tell_written(written, key, revision, json)
+    _tell_written(written, key, None, json)
 
 
 @kv_app.command("txn", epilog=examples("ww kv txn sale.json", "ww kv txn --json < sale.json"))
