@@ -47,17 +47,21 @@ prefixes = st.sampled_from([b"", b"a/", b"b/", b"b/1", b"\xff"])
 puts = st.builds(
     Put, keys, st.integers(0, 600).map(lambda size: b"x" * size), st.sampled_from([0, 0, 1, 2])
 )
-deletes = st.builds(Delete, keys) | st.builds(Delete, prefixes, st.just(True))
+# Each field is said: of a named tuple hypothesis would make up those that have defaults.
+deletes = st.builds(Delete, keys, st.just(False)) | st.builds(Delete, prefixes, st.just(True))
 gets = st.builds(
     Get,
     prefixes,
     st.just(True),
     after=st.sampled_from([b"", b"a/1", b"b/"]),
     limit=st.integers(1, 7),
+    order=st.just(Order.KEY),
+    created_before=st.just(0),
 ) | st.builds(
     Get,
     prefixes,
     st.just(True),
+    after=st.just(b""),
     limit=st.integers(1, 7),
     order=st.sampled_from(Order),
     created_before=st.integers(0, 12),
