@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 from wasmtime.component._types import FuncType
 
+from wetware.base import cbor
 from wetware.errors import InternalError, LimitExceeded, Revoked
-from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Pipe
+from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Limits, Pipe, Spec
 from wetware_proc.python import build, driver
-from wetware_proc.python.driver import PythonDriver
-from wetware_proc.python.world import OFFERED
+from wetware_proc.python.component import Function, Runner
+from wetware_proc.python.driver import PythonDriver, PythonImage
+from wetware_proc.python.world import OFFERED, RESOURCES
 from wetware_proc.wasm.compile import Cache
 from wetware_proc.wasm.driver import WasmDriver
 
@@ -134,6 +136,47 @@ async def test_instances_that_wait_are_few_and_serve_one_guest_each(python: Run)
         waiting = set(made._ready)
         assert (await python(program)).code == 0
         assert len(waiting & set(made._ready)) == driver.READY_MAX - 1
+
+
+async def test_a_large_program_comes_whole(python: Run) -> None:
+    """In pieces."""
+    text = b"ab" * (1 << 20)
+    assert (
+        await python(b"x = '" + text + b"'\nprint(x == 'ab' * (len(x) // 2), len(x))")
+    ).code == 0
+    assert python.lines == [f"True {len(text)}"]
+
+
+async def test_a_short_function_calls_its_host_seldom(python: Run) -> None:
+    """Each call takes the host fifty microseconds of Python, and the guest as long."""
+    made: PythonDriver = python.driver  # type: ignore[assignment]  # of another kind
+    called: list[str] = []
+
+    def counted(name: str, function: Function) -> Function:
+        def call(*args: object) -> object:
+            called.append(name)
+            return function(*args)
+
+        return call
+
+    offered = {
+        interface: {name: counted(name, each) for name, each in functions.items()}
+        for interface, functions in OFFERED.items()
+    }
+    path = await build.built(made._cache, made._threads)
+    runner = Runner((await made._runner()).runtime, path, offered, RESOURCES)
+    out = bytearray()
+    limits = Limits(memory_bytes=driver.USUAL.memory_bytes - 65536)  # not one that waits already
+    code = b"def f(x):\n    return x\n\n__import__('ww')._serve(f)\n"
+    image = PythonImage("", code, runner, made)
+    stdin = Pipe(cbor.encode([1]), closed=True)
+    assert (
+        await image.run(Spec(args=("f",), stdin=stdin, stdout=out.extend, limits=limits))
+    ).code == 0
+    assert cbor.decode(bytes(out), bytes_max=100, depth_max=4) == [True, 1]
+    assert called.count("given") == called.count("[method]input-stream.read") == 1
+    assert not {"code", "get-random-bytes"} & set(called)
+    assert len(called) <= 9
 
 
 async def test_time_passes_and_a_sleep_holds_nobody_up(python: Run) -> None:

@@ -106,7 +106,6 @@ class Runner:
                     self._define(instance, called, function)
         self.linker.define_unknown_imports_as_traps(self.component)
         self.start: Any = self.component.get_export_index("run")
-        self.warm: Any = self.component.get_export_index("warm")
 
     def _define(self, instance: Any, name: str, function: Function) -> None:
         callback = _callback(function)
@@ -144,11 +143,6 @@ class PythonFiber(Fiber):
         )  # fmt: skip
         self._cpu_ns = 0
 
-    async def warm(self) -> None:
-        """After `prepare`: run what every guest has to, which is as good as none of it has run."""
-        await self._call(self.runner.warm)
-        self._cpu_ns = 0
-
     def take(self, memory_bytes: int, cpu_s: float, owner: str) -> None:
         self._memory_bytes, self._cpu_ns_max, self._owner = memory_bytes, int(cpu_s * 1e9), owner
         self._held_loop = memory_bytes > engine.LOOP_MEMORY_BYTES
@@ -156,12 +150,9 @@ class PythonFiber(Fiber):
     async def _live(self, context: Any) -> int:
         if self._instance is None:
             await self.prepare()
-        return await self._call(self.runner.start)
-
-    async def _call(self, export: Any) -> int:
-        function, context = bindings.wasmtime_component_func_t(), self.memory.context
+        function = bindings.wasmtime_component_func_t()
         bindings.wasmtime_component_instance_get_func(
-            ctypes.byref(self._instance), context, export.ptr(), ctypes.byref(function)
+            ctypes.byref(self._instance), context, self.runner.start.ptr(), ctypes.byref(function)
         )
         result = bindings.wasmtime_component_val_t()
         await self._finish(

@@ -18,7 +18,6 @@ from wetware_proc.python.world import OFFERED, RESOURCES, World
 from wetware_proc.wasm.compile import Cache
 from wetware_proc.wasm.driver import WasmDriver, life
 from wetware_proc.wasm.engine import Runtime
-from wetware_proc.wasm.errno import Errno
 
 KIND: Final = "python"
 CODE_BYTES_MAX: Final = 16 << 20  # of one program
@@ -97,16 +96,13 @@ class PythonDriver:
         self._preparing += 1
         fiber = PythonFiber(runner, memory_bytes=USUAL.memory_bytes, cpu_s=USUAL.cpu_s)
         fiber.leave_loop()
-        fiber.hosts = (World(fiber, Spec(), b"", _no_tmp),)  # which knows nobody
         try:
             await fiber.prepare()
-            await fiber.warm()
         except BaseException:
             fiber.close()
             raise
         finally:
             self._preparing -= 1
-            fiber.hosts = ()
         self._ready.append(fiber)
 
     async def aclose(self) -> None:
@@ -138,10 +134,6 @@ class PythonDriver:
 
     def _forget(self, size: int) -> None:
         self._bytes -= size
-
-
-def _no_tmp() -> int:
-    raise Errno.NOENT.error()
 
 
 async def _nothing() -> None:

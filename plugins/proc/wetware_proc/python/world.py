@@ -64,10 +64,9 @@ class World:
     # --- host ---
 
     def given(self) -> str:
-        spec = self._spec
-        return _text(
-            json.dumps({"args": spec.args, "env": dict(spec.env), "code": len(self._code)}).encode()
-        )
+        spec, seed = self._spec, os.urandom(32).hex()
+        head = {"args": spec.args, "env": dict(spec.env), "seed": seed, "code": len(self._code)}
+        return f"{json.dumps(head)}\n{self.code(0)}"
 
     def code(self, at: int) -> str:
         return _text(self._code[at : at + CODE_PIECE_BYTES])

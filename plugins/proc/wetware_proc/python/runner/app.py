@@ -35,7 +35,8 @@ for _name in [*sorted(sys.stdlib_module_names - _NOT), *_MORE, *_ENCODINGS]:
     with contextlib.suppress(Exception):  # what needs threads, a display or another library
         importlib.import_module(_name)
 
-# The runtime seeds it before each run, with 2,496 bytes that are ten calls of the host: `run` does.
+# The runtime seeds it before each run, with 2,496 bytes that are ten calls of the host. `run` has a
+# seed from its only call.
 _seed, random.seed = random.seed, lambda *_: None
 os.environ.clear()  # of who built it
 
@@ -48,28 +49,17 @@ for _fd, _name, _errors in ((1, "stdout", "strict"), (2, "stderr", "backslashrep
 class WitWorld(wit_world.WitWorld):
     """The world of runner.wit."""
 
-    def warm(self) -> int:
-        """Touch the memory that every program does; nothing stays of it."""
-        given = json.loads('{"args": ["x"], "env": {"X": "1"}, "code": 1}')
-        os.environ.update(given["env"])
-        os.environ.clear()
-        _seed(given["code"])
-        execute(b"def x(y):\n    return y\nx(1)\n", types.ModuleType("x"), "x")
-        linecache.clearcache()
-        ww.decode(ww.encode([True, given, b"x"]))
-        return 0
-
     def run(self) -> int:
         """Run the program that was given; returns its exit code."""
         random.seed = _seed
-        random.seed(os.urandom(32))  # every instance begins with the same state
-        given = json.loads(host.given())
+        head, _, code = host.given().partition("\n")
+        given = json.loads(head)
+        random.seed(given["seed"])  # every instance begins with the same state
         os.environ.update(given["env"])
         sys.argv = given["args"]
-        parts, at = [], 0
-        while at < given["code"]:
+        parts = [code.encode("latin-1")]
+        while (at := sum(map(len, parts))) < given["code"]:
             parts.append(host.code(at).encode("latin-1"))
-            at += len(parts[-1])
         try:
             _run(b"".join(parts), sys.argv[0])
         except SystemExit as exc:

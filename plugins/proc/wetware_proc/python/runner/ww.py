@@ -129,7 +129,8 @@ def _method(thing, name):
 def _serve(function):
     """Call a function with what is on stdin, and write what it returns to stdout."""
     stdout, sys.stdout = sys.stdout, sys.stderr
-    args = decode(sys.stdin.buffer.read(), lambda place: grant(f"argument {place}"))
+    # Nothing follows, and to see its end is a call of the host more.
+    args = _decode(sys.stdin.buffer, lambda place: grant(f"argument {place}"))
     offered = {}
 
     def returned(capability):
