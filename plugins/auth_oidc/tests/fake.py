@@ -17,7 +17,7 @@ from joserfc.jwk import ECKey, Key, RSAKey
 
 from wetware.identity import Key as SessionKey
 from wetware_auth_oidc.session import StoredSession
-from wetware_auth_oidc.tokens import encoded, nonce_of
+from wetware_auth_oidc.tokens import encoded, nonce_of, thumbprint
 
 CLIENT = "team"
 RSA, OTHER = (RSAKey.generate_key(2048, {"kid": kid, "use": "sig"}) for kid in ("r1", "r2"))
@@ -73,6 +73,11 @@ class FakeProvider:
         return StoredSession(
             self.issuer, CLIENT, "", key.seed.hex(), signed(claims), "", access, "", claims["exp"]
         )
+
+    def service_claims(self, key: SessionKey, sub: str = "ci", **more: Any) -> dict[str, Any]:
+        """Those of a good token of a client, bound to a session's key; None leaves one out."""
+        bound = {"cnf": {"jkt": thumbprint(key.public)}, "client_id": sub}
+        return self.claims(key, sub, **{**bound, "nonce": None, **more})
 
     async def answer(self, path: str, token: str) -> tuple[int, str, bytes]:
         self.asked.append(path)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,15 @@ import pytest
 
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.hookspecs import Accept, PluginContext, Reject, Resumed, Suspended, Withdrawn
-from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Principal, Proof
+from wetware.identity import Challenge, Key, LoginStatus, Principal, Proof
 from wetware.testing import AuthConformance, plugin_context
 from wetware_auth_oidc.backend import KEYS_MAX, OidcBackend
-from wetware_auth_oidc.config import AuthOidcConfig, parse_roles, values
+from wetware_auth_oidc.config import parse_roles, values
 from wetware_auth_oidc.session import StoredSession
 from wetware_auth_oidc.signer import proof_of
 
-from .fake import CLIENT, FakeProvider, fake_in_thread, signed
-
-ADA, EVE = (Key.from_seed(letter * 32) for letter in (b"a", b"e"))
-PRINCIPAL = Principal("oidc", "ada")
-MAY = {"pubsub": ["*"]}
-ROLES = {
-    "member": {"claims": ["groups=eng"], "services": MAY},
-    "admin": {"claims": ["groups=ops", "sub=root"], "services": {"*": ["*"]}},
-}
-
-
-def config(issuer: str, **more: Any) -> AuthOidcConfig:
-    return AuthOidcConfig(issuer, CLIENT, roles=ROLES, **more)
+from .fake import FakeProvider, fake_in_thread, signed
+from .nodes import ADA, EVE, MAY, PRINCIPAL, Node, Start, config
 
 
 class _Signer:
@@ -75,70 +62,6 @@ class TestAuthOidc(AuthConformance):
 
 
 # --- one by one -----------------------------------------------------------------------------------
-
-
-class Node:
-    """A backend that runs, and what it told."""
-
-    def __init__(self, backend: OidcBackend) -> None:
-        self.backend = backend
-        self.told: list[Any] = []
-        self._told = asyncio.Event()
-        backend.watch(self._hear)
-
-    def _hear(self, event: object) -> None:
-        self.told.append(event)
-        self._told.set()
-
-    def challenge(self) -> Challenge:
-        return Challenge(
-            nonce=os.urandom(32),
-            verifier=PeerId.from_public_key(os.urandom(32)),
-            cluster="ab" * 20,
-            channel=Channel("noise", os.urandom(32)),
-            schemes=self.backend.schemes,
-            policy_epoch=1,
-            not_after_ms=round(time.time() * 1000) + 10_000,
-        )
-
-    async def login(self, session: StoredSession) -> Accept | Reject:
-        challenge = self.challenge()
-        verdict = await self.backend.authenticate(challenge, proof_of(session, challenge))
-        assert isinstance(verdict, Accept | Reject)
-        return verdict
-
-    async def hears(self, kind: type, within_s: float = 20) -> Any:
-        async with asyncio.timeout(within_s):
-            while not (found := [event for event in self.told if isinstance(event, kind)]):
-                self._told.clear()
-                await self._told.wait()
-        return found[-1]
-
-
-Start = Callable[..., contextlib.AbstractAsyncContextManager[Node]]
-
-
-@pytest.fixture
-def start(fake: FakeProvider, tmp_path: Path) -> Start:
-    @contextlib.asynccontextmanager
-    async def started(**more: Any) -> AsyncIterator[Node]:
-        given = config(fake.issuer, **{"recheck_s": 1, "unreachable_s": 1, **more})
-        backend = OidcBackend(plugin_context(tmp_path, given, name="auth_oidc"))
-        ready = asyncio.Event()
-
-        class Status:
-            def started(self, value: object = None) -> None:
-                ready.set()
-
-        task = asyncio.create_task(backend.run(task_status=Status()))  # type: ignore[arg-type]
-        await ready.wait()
-        try:
-            yield Node(backend)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    return started
 
 
 @pytest.mark.anyio

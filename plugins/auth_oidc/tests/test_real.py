@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from joserfc.jwk import ECKey
 
 from wetware.errors import EXIT_DENIED
+from wetware.identity import Key
 from wetware.testing import Home, wait_for
 
+from .fake import fake_in_thread, signed
 from .real import RealProvider, click_through, needs_provider, real_provider
 
 pytestmark = [needs_provider, pytest.mark.timeout(240)]
@@ -21,7 +24,10 @@ NODE, AUTH = ".wetware/node", ["--auth", "oidc"]
 ADA = {"groups": ["eng"], "email": "ada@acme.example"}
 
 
-def configured(home: Home, issuer: str, *, recheck_s: int = 2) -> None:
+def configured(
+    home: Home, issuer: str, setting: str = "", role: str = "groups=none", *, recheck_s: int = 2
+) -> None:
+    """With one setting more, and who has the role `job`."""
     folder = home.path / ".wetware"
     folder.mkdir(exist_ok=True)
     (folder / "ww.toml").write_text(
@@ -31,9 +37,14 @@ def configured(home: Home, issuer: str, *, recheck_s: int = 2) -> None:
             client_id = "team"
             recheck_s = {recheck_s}
             unreachable_s = 3
+            {setting}
 
             [plugins.auth_oidc.roles.member]
             claims = ["groups=eng"]
+            services = {{ pubsub = ["*"], node = ["Node.status"] }}
+
+            [plugins.auth_oidc.roles.job]
+            claims = ["{role}"]
             services = {{ pubsub = ["*"], node = ["Node.status"] }}
 
             [plugins.auth_oidc.roles.admin]
@@ -243,6 +254,70 @@ def test_users_of_two_backends_are_at_one_node_and_end_apart(home: Home) -> None
             assert "of users of 'oidc' are suspended" in said
     finally:
         provider.end()
+
+
+@pytest.mark.parametrize("by", ["secret", "key"])
+def test_a_client_of_the_provider_is_a_service_account(home: Home, tmp_path: Path, by: str) -> None:
+    """Its tokens live for 16 s here, and are renewed with 15 s left."""
+    key = ECKey.generate_key("P-256", {"kid": "robot1"})
+    file, who = tmp_path / by, {"secret": "ci", "key": "robot"}[by]
+    file.write_bytes(b"a+secret/of=ci" if by == "secret" else key.as_pem(private=True))
+    file.chmod(0o600)
+    public = json.dumps({**key.as_dict(private=False), "use": "sig"})
+    with real_provider(ROBOT_JWK=public, SERVICE_S="16") as provider:
+        provider.accounts(**{who: {"team": "ops"}})
+        configured(home, provider.issuer, 'audience = "urn:acme:wetware"', "client:team=ops")
+        login = ("auth", "oidc", "login", "--client", who, f"--{by}-file", str(file))
+        done = home.ww(*login)
+        assert done.stdout.startswith(f"logged in as oidc:client:{who}"), done.stderr
+        with home.node(NODE, args=AUTH):
+            assert json.loads(home.ww("whoami", "--json", check=True).stdout)["principal"] == (
+                f"oidc:client:{who}"
+            )
+            can = home.ww("auth", "oidc", "can", "job", "--explain", check=True)
+            assert "client:team=ops   you have team: ops" in can.stdout
+            assert home.ww("auth", "oidc", "can", "member").returncode == EXIT_DENIED
+            first = (home.path / ".wetware/oidc/default.json").read_text()
+            time.sleep(2)
+            home.ww("whoami", check=True)
+            assert (home.path / ".wetware/oidc/default.json").read_text() != first
+            file.write_bytes(b"wrong" if by == "secret" else _another(key))
+            time.sleep(2)
+            refused = home.ww("whoami")
+            assert refused.returncode == EXIT_DENIED
+            assert "the provider refuses the login: invalid_client" in refused.stderr
+
+
+def _another(key: ECKey) -> bytes:
+    return ECKey.generate_key("P-256", {"kid": key.kid}).as_pem(private=True)
+
+
+def test_a_workload_logs_in_by_the_file_that_its_platform_renews(
+    home: Home, tmp_path: Path, provider: RealProvider
+) -> None:
+    file = tmp_path / "token"
+    with fake_in_thread() as platform:
+        workloads = f'workloads = ["ci={platform.issuer}"]'
+        configured(home, provider.issuer, workloads, "ci:repository=acme/app")
+        login = ("auth", "oidc", "login", "--workload", str(file), "--json")
+        audience = json.loads(home.ww(*login, check=True).stdout)["audience"]
+        assert json.loads(home.ww(*login, check=True).stdout)["audience"] == audience
+        key = Key.generate()  # of the token's nonce, which is none here
+
+        def platform_writes(**more: object) -> None:
+            claims = platform.claims(key, "job", nonce=None, repository="acme/app", **more)
+            file.write_text(signed(claims))
+
+        with home.node(NODE, args=AUTH):
+            assert "cannot read the workload's token" in home.ww("whoami").stderr
+            platform_writes(aud=audience)
+            who = json.loads(home.ww("whoami", "--json", check=True).stdout)["principal"]
+            assert who == "oidc:ci:job"
+            assert home.ww("auth", "oidc", "can", "job").returncode == 0
+            platform_writes(aud="anybody")
+            assert "is not shown to the node" in home.ww("whoami").stderr
+            platform_writes(aud=audience, exp=time.time() - 100)
+            assert "it expired 100 s ago" in home.ww("whoami").stderr
 
 
 def test_a_node_says_what_is_missing(home: Home) -> None:

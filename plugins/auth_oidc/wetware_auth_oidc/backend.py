@@ -1,5 +1,8 @@
 """The auth backend: who somebody is, by an ID token; what they may do, by its claims.
 
+Service accounts have no ID token: theirs names the session's key by itself, or this node. Nobody
+can be asked about them, so their sessions are as long as the token is good.
+
 A token says how things were when it was issued. So as long as somebody is here the provider is
 asked again with their access token: whoever it no longer knows is out within `recheck_s`, and so
 are groups that its answer no longer has. Where it cannot be asked, nobody is allowed anything after
@@ -29,11 +32,18 @@ from wetware.hookspecs import (
     Withdrawn,
 )
 from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof, verify
-from wetware_auth_oidc.config import Role, parse_roles
+from wetware_auth_oidc.config import CLIENT, Role, parse_roles
 from wetware_auth_oidc.errors import BadToken, ProviderError
 from wetware_auth_oidc.proofs import SCHEME, OidcProof, statement
 from wetware_auth_oidc.provider import Provider
-from wetware_auth_oidc.tokens import check_access_token, nonce_of, part_of, verified
+from wetware_auth_oidc.tokens import (
+    SERVICE_S_MAX,
+    check_access_token,
+    nonce_of,
+    part_of,
+    verified,
+    verified_service,
+)
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -53,6 +63,7 @@ MARGIN: Final = 0.75
 """Of `recheck_s`: a token is asked about after this, so that the answer is there in time."""
 SILENT_MAX: Final = 2
 """Times in a row that the provider answers about others, and not about one."""
+_CLIENT_NAMES: Final = ("client_id", "azp", "cid")  # RFC 9068; Keycloak; Okta
 
 Event = Withdrawn | Suspended | Resumed
 
@@ -91,11 +102,17 @@ class OidcBackend:
 
     def __init__(self, ctx: PluginContext) -> None:
         self._config: AuthOidcConfig = ctx.config.checked()
-        self._roles: dict[str, Role] = parse_roles(self._config.roles)
+        workloads = self._config.workload_issuers
+        self._roles: dict[str, Role] = parse_roles(self._config.roles, workloads)
         self._clock, self._log = ctx.clock, ctx.log
         self._provider = Provider(self._config.issuer, now=ctx.clock.monotonic)
+        self._issuers = {self._config.issuer: (CLIENT, self._provider)} | {
+            issuer: (name, Provider(issuer, now=ctx.clock.monotonic))
+            for name, issuer in workloads.items()
+        }
         self._people: dict[Principal, _Person] = {}
         self._count = 0
+        self._services: dict[Principal, dict[str, float]] = {}  # role → until when, Unix time, s
         self._watchers: dict[object, Callable[[Event], None]] = {}
         self._names: set[str] = set()  # of the claims that the provider's answers ever had
         self._login_places = asyncio.Semaphore(ASKED_MAX)
@@ -122,7 +139,8 @@ class OidcBackend:
                     await anyio.sleep(step_s)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._provider.close()
+                for _, provider in self._issuers.values():
+                    await provider.close()
 
     async def authenticate(self, challenge: Challenge, proof: Proof) -> Accept | Reject | NotMine:
         """By an ID token of the provider that names the key which answers the challenge."""
@@ -138,10 +156,13 @@ class OidcBackend:
         if self._suspended:
             return Reject(LoginStatus.BACKEND_UNAVAILABLE, self._failure)
         try:
-            return await self._judge(shown)
+            if shown.id_token:
+                return await self._judge(shown)
+            return await self._judge_service(shown, challenge.verifier)
         except BadToken as exc:
             status = LoginStatus.EXPIRED if exc.late else LoginStatus.UNKNOWN_PRINCIPAL
-            return Reject(status, f"the ID token is refused: {exc.message}")
+            kind = "ID token" if shown.id_token else "service account's token"
+            return Reject(status, f"the {kind} is refused: {exc.message}")
         except ProviderError as exc:
             self._log.warning("auth_oidc.provider_failed", why=exc.message)
             return Reject(LoginStatus.BACKEND_UNAVAILABLE, exc.message)
@@ -163,8 +184,7 @@ class OidcBackend:
         person = self._people.get(principal)  # the provider was waited for
         if person is None or shown.key not in person.keys:
             if self._count >= LIVE_MAX:
-                why = f"{LIVE_MAX} sessions are here (LIVE_MAX)"
-                return Reject(LoginStatus.BACKEND_UNAVAILABLE, why)
+                return _full(f"{LIVE_MAX} sessions are here")
             if person is None:
                 person = _Person(claims, said or {})
         if claims["iat"] >= person.token["iat"]:
@@ -178,6 +198,34 @@ class OidcBackend:
         self._people[principal] = person
         self._keep(principal, person, shown.key, known)
         return Accept(principal, person.roles, claims["exp"])
+
+    async def _judge_service(self, shown: OidcProof, verifier: PeerId) -> Accept | Reject:
+        """By the one token of a service account; raises BadToken, ProviderError."""
+        token, config = shown.access_token, self._config
+        issuer = part_of(token, 1).get("iss")
+        if not isinstance(issuer, str) or issuer not in self._issuers:
+            raise BadToken(f"nobody's accounts are by {str(issuer)[:100]!r} here")
+        source, provider = self._issuers[issuer]
+        async with self._login_places:
+            claims = await verified_service(
+                provider, token, key=shown.key, verifier=verifier,
+                audience=config.audience or config.client_id, now=self._clock.time(),
+            )  # fmt: skip
+        # People have access tokens by it, and are no service accounts.
+        if source == CLIENT and config.client_id in [claims.get(n) for n in _CLIENT_NAMES]:
+            raise BadToken("it is of the client that people log in with")
+        principal = Principal(self.name, f"{source}:{claims['sub']}")
+        # By this token alone: jobs of one account (`sub`) may differ in all else that it says.
+        roles = self._roles_by(claims, source)
+        if not roles:
+            return Reject(LoginStatus.NO_ROLE, f"{principal} has none of the claims of a role")
+        if principal not in self._services and len(self._services) >= LIVE_MAX:
+            return _full(f"{LIVE_MAX} service accounts are here")
+        until = min(claims["exp"], claims["iat"] + SERVICE_S_MAX)
+        ends = self._services.setdefault(principal, {})
+        for role in roles:
+            ends[role] = max(until, ends.get(role, 0))
+        return Accept(principal, roles, until)
 
     def _keep(self, principal: Principal, person: _Person, key: bytes, here: _Here) -> None:
         """Ask about a session's key from now on, by its latest tokens."""
@@ -208,19 +256,23 @@ class OidcBackend:
                 raise BadToken("the key is of somebody else")
             if now - bound["iat"] > BINDING_S_MAX:
                 raise BadToken("the login at the provider is too long ago", late=True)
+        if claims["sub"].partition(":")[0] in {name for name, _ in self._issuers.values()}:
+            raise BadToken("its owner has a name of service accounts (sub)")
         check_access_token(claims, part_of(shown.id_token, 0)["alg"], shown.access_token)
         return claims
 
     def roles(self, principal: Principal) -> frozenset[str]:
+        now = self._clock.time()
+        if (ends := self._services.get(principal)) is not None:
+            return frozenset(role for role, until in ends.items() if until > now)
         person = self._people.get(principal)
         if person is None:
             return frozenset()
-        now = self._clock.time()
         here = any(each.expires_at > now for each in person.keys.values())
         return person.roles if here else frozenset()
 
-    def _roles_by(self, claims: Mapping[str, Any]) -> frozenset[str]:
-        return frozenset(name for name, role in self._roles.items() if role.has(claims))
+    def _roles_by(self, claims: Mapping[str, Any], source: str = "") -> frozenset[str]:
+        return frozenset(name for name, role in self._roles.items() if role.has(claims, source))
 
     def _update(self, principal: Principal, person: _Person) -> None:
         """Judge somebody by the provider's latest word, and tell of roles that went."""
@@ -298,6 +350,9 @@ class OidcBackend:
         for principal, key, here in self._all():
             if here.expires_at <= now:  # its sessions have ended with it
                 self._drop(principal, key)
+        for principal, ends in tuple(self._services.items()):
+            if max(ends.values()) <= now:
+                del self._services[principal]
         due = [each for each in self._all() if not self._fresh(each[2])]
         asked = await asyncio.gather(*(self._look_at(*each) for each in due))
         if not any(asked):
@@ -368,3 +423,7 @@ class OidcBackend:
     def _tell(self, event: Event) -> None:
         for callback in tuple(self._watchers.values()):
             callback(event)
+
+
+def _full(why: str) -> Reject:
+    return Reject(LoginStatus.BACKEND_UNAVAILABLE, f"{why} (LIVE_MAX)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,13 +57,38 @@ def _session() -> StoredSession:
 
 
 def _claims(session: StoredSession) -> dict[str, Any]:
-    """Of the session's own ID token: the provider gave it to us, and a node verifies it."""
+    """Of the session's own token: it was given to us, and a node verifies it."""
     from wetware_auth_oidc.tokens import part_of
 
-    return part_of(session.id_token, 1)
+    if session.account is not None and session.account.by == "token":
+        from wetware_auth_oidc.accounts import workload_token
+
+        return part_of(workload_token(session, None), 1)
+    return part_of(session.access_token if session.account is not None else session.id_token, 1)
 
 
-@oidc_app.command("login", epilog=examples("ww auth oidc login", "ww auth oidc login --device"))
+def _source(session: StoredSession, claims: dict[str, Any], config: AuthOidcConfig) -> str:
+    """Whose account it is: "" for a person's."""
+    from wetware_auth_oidc.config import CLIENT
+
+    names = {issuer: name for name, issuer in config.workload_issuers.items()}
+    return "" if session.account is None else names.get(claims.get("iss", ""), CLIENT)
+
+
+def _who(session: StoredSession, claims: dict[str, Any]) -> str:
+    source = _source(session, claims, _config())
+    return f"oidc:{source}:{claims['sub']}" if source else f"oidc:{claims['sub']}"
+
+
+@oidc_app.command(
+    "login",
+    epilog=examples(
+        "ww auth oidc login",
+        "ww auth oidc login --device",
+        "ww auth oidc login --client ci --secret-file /run/secrets/ci",
+        "ww auth oidc login --workload token.jwt",
+    ),
+)
 def login(
     *,
     device: Annotated[
@@ -75,9 +101,35 @@ def login(
             help="The same where the provider has no codes: asks for the browser's last address.",
         ),
     ] = False,
+    client: Annotated[
+        str, typer.Option(help="As a service account that is a client of the provider: its ID.")
+    ] = "",
+    secret_file: Annotated[
+        Path | None, typer.Option(help="With --client: its secret, in a file of mode 0600.")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="With --client: its private key (PEM or JWK), in a file of mode 0600."),
+    ] = None,
+    workload: Annotated[
+        Path | None,
+        typer.Option(
+            help="As a workload: the token that its platform writes and renews. {node} in it is "
+            "the ID of the node. It need not be there yet: the command says for whom it has to be."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Log in at the provider: `ww` commands then log in by themselves, until it says no."""
+    chosen = [each for each in (secret_file, key_file, workload) if each is not None]
+    if client or chosen:
+        if len(chosen) != 1 or bool(client) == (chosen[0] is workload) or device or no_browser:
+            raise typer.BadParameter(
+                "a service account is --client with --secret-file or --key-file, or --workload"
+            )
+        by = "secret" if secret_file else "key" if key_file else "token"
+        _login_service(by, chosen[0].absolute(), client, json=json)
+        return
     import asyncio
     import threading
     import webbrowser
@@ -134,6 +186,48 @@ def login(
     out("next: ww whoami")
 
 
+def _login_service(by: str, file: Path, client: str, *, json: bool) -> None:
+    import asyncio
+
+    from wetware.identity import Key
+    from wetware_auth_oidc import session as sessions
+    from wetware_auth_oidc.accounts import new_session
+    from wetware_auth_oidc.login import renewed
+    from wetware_auth_oidc.tokens import key_audience
+
+    config, name = _config(), _name()
+    config = config if by == "token" else config.checked(users=True)
+    audience = config.audience or config.client_id
+    account = sessions.Account(by, str(file), audience, " ".join(config.service_scopes))
+
+    async def work() -> StoredSession:
+        async with sessions.locked(name):
+            before = None
+            if by == "token" and sessions.path_of(name).exists():  # the token may name its key
+                before = sessions.load(name)
+            same = before is not None and before.account == account
+            key = before.key if before is not None and same else Key.generate()
+            session = new_session(config, account, client, key)
+            sessions.save(name, session)
+        return session if by == "token" else await renewed(name)
+
+    session = asyncio.run(work())
+    if by == "token":
+        wanted = key_audience(session.key.public)
+        if json:
+            out_json({"audience": wanted})
+        else:
+            out(f"the token in {file} has to be for the audience {wanted}")
+            out("or, to be used at one node alone, for wetware:NODE, its ID")
+        return
+    who = _who(session, _claims(session))
+    if json:
+        out_json({"principal": who, "issuer": session.issuer, "expires_at": session.expires_at})
+    else:
+        out(f"logged in as {who}")
+        out("next: ww whoami")
+
+
 @oidc_app.command("logout")
 def logout() -> None:
     """Forget the session of this machine, and have the provider withdraw its tokens."""
@@ -162,6 +256,9 @@ def logout() -> None:
             await provider.close()
 
     session = asyncio.run(forget())
+    if session.account is not None:
+        out("logged out here; sessions at nodes end when its last token expires")
+        return
     try:
         status = asyncio.run(withdraw(session))
         why = "" if status == 200 else f"the provider answers {status}"
@@ -178,26 +275,25 @@ def status(json: Json = False) -> None:
     """Whose session this machine has, and until when."""
     session = _session()
     claims = _claims(session)
-    left = session.expires_at - time.time()
+    who, issuer = _who(session, claims), str(claims.get("iss", ""))
+    until = claims["exp"] if session.expires_at == 0 else session.expires_at  # 0: of a workload
+    renews = session.account is not None or bool(session.refresh_token)
     if json:
         out_json(
             {
-                "principal": f"oidc:{claims['sub']}",
-                "issuer": session.issuer,
+                "principal": who,
+                "issuer": issuer,
                 "client_id": session.client_id,
-                "expires_at": session.expires_at,
-                "renews": bool(session.refresh_token),
+                "expires_at": until,
+                "renews": renews,
             }
         )
         return
-    renews = ", renewed by itself" if session.refresh_token else ""
+    more = ", renewed by itself" if renews else ""
     pairs(
-        ("who", f"oidc:{claims['sub']}"),
-        ("provider", session.issuer),
-        (
-            "tokens",
-            f"until {stamp(session.expires_at)}{renews}" if left > 0 else f"expired{renews}",
-        ),
+        ("who", who),
+        ("provider", issuer),
+        ("tokens", f"until {stamp(until)}{more}" if until > time.time() else f"expired{more}"),
     )
 
 
@@ -212,22 +308,26 @@ def can(
 ) -> None:
     """Whether your last tokens give a role, by this machine's configuration; exit code 4 if not."""
     from wetware.errors import NotFound
-    from wetware_auth_oidc.config import parse_roles, values
+    from wetware_auth_oidc.config import parse_roles, values, written
 
-    roles = parse_roles(_config().roles)
+    config = _config()
+    roles = parse_roles(config.roles, config.workload_issuers)
     if role not in roles:
         raise NotFound(
             f"[plugins.auth_oidc.roles] has no role {role[:40]!r}",
             hint=f"it has {', '.join(sorted(roles)) or 'none'}",
         )
-    claims = _claims(_session())
-    by = roles[role].has(claims)
+    session = _session()
+    claims = _claims(session)
+    source = _source(session, claims, config)
+    by = roles[role].has(claims, source)
     if json:
-        wanted = [f"{name}={value}" for name, value in roles[role].claims]
+        wanted = [written(*each) for each in roles[role].claims]
         out_json({"role": role, "has": bool(by), "by": by, "claims": wanted})
     else:
-        out(f"yes: {by}" if by else f"no: none of the claims of {role} is in your ID token")
-        for name, value in roles[role].claims if explain else ():
-            mine = ", ".join(sorted(values(claims, name))) or "nothing"
-            out(f"  {name}={value}   you have {name}: {mine}")
+        kind = f"token, of {source}" if source else "ID token"
+        out(f"yes: {by}" if by else f"no: none of the claims of {role} is in your {kind}")
+        for of, name, value in roles[role].claims if explain else ():
+            mine = ", ".join(sorted(values(claims, name)) if of == source else ()) or "nothing"
+            out(f"  {written(of, name, value)}   you have {name}: {mine}")
     raise typer.Exit(EXIT_OK if by else EXIT_DENIED)

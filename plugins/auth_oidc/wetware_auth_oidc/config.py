@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -13,10 +13,14 @@ from wetware.hookspecs import RoleProfile, role_services, role_where, setting
 
 ROLES_MAX: Final = 256
 CLAIMS_MAX: Final = 64
+WORKLOADS_MAX: Final = 8
+CLIENT: Final = "client"
+"""Where a service account is from that is a client of the provider; others name their issuer."""
 RECHECK_S: Final = 60.0
 UNREACHABLE_S: Final = 60.0
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _ROLE: Final = re.compile(r"[A-Za-z][\w.-]{0,31}", re.ASCII)
+_WORKLOAD: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _FIELDS: Final = ("claims", "services", "where")
 _EXAMPLE: Final = 'e.g. claims = ["groups=engineering"]; see docs/how-to/oidc.md'
 
@@ -37,16 +41,28 @@ class Role:
     """One role.
 
     Attributes:
-        claims: (name, value); who has one of them has the role.
+        claims: (source, name, value); who has one of them has the role. The source is "" for
+            people, and `client` or the name of a workload's issuer for service accounts.
         profile: What it may do.
     """
 
-    claims: tuple[tuple[str, str], ...]
+    claims: tuple[tuple[str, str, str], ...]
     profile: RoleProfile
 
-    def has(self, claims: Mapping[str, Any]) -> str:
-        """The claim by which somebody has it, as it is configured; "" if none."""
-        return next((f"{n}={v}" for n, v in self.claims if v in values(claims, n)), "")
+    def has(self, claims: Mapping[str, Any], source: str = "") -> str:
+        """The claim by which an account of a source has it, as it is configured; "" if none.
+
+        Claims of one source count for no other: what is a client's `sub` may be a person's, too.
+        """
+        return next(
+            (written(*each) for each in self.claims
+             if each[0] == source and each[2] in values(claims, each[1])), "",
+        )  # fmt: skip
+
+
+def written(source: str, name: str, value: str) -> str:
+    """A claim as it is configured."""
+    return f"{source}:{name}={value}" if source else f"{name}={value}"
 
 
 def values(claims: Mapping[str, Any], name: str) -> frozenset[str]:
@@ -70,14 +86,15 @@ def values(claims: Mapping[str, Any], name: str) -> frozenset[str]:
     )
 
 
-def parse_roles(config: Mapping[str, Any]) -> dict[str, Role]:
+def parse_roles(config: Mapping[str, Any], workloads: Iterable[str] = ()) -> dict[str, Role]:
     """`[plugins.auth_oidc.roles]`, as TOML has it; raises InvalidArgument."""
     if len(config) > ROLES_MAX:
         raise InvalidArgument(f"{len(config)} roles; at most {ROLES_MAX}")
-    return {name: _role(name, table) for name, table in config.items()}
+    sources = {CLIENT, *workloads}
+    return {name: _role(name, table, sources) for name, table in config.items()}
 
 
-def _role(name: str, table: Any) -> Role:
+def _role(name: str, table: Any, sources: Collection[str]) -> Role:
     if not _ROLE.fullmatch(name):
         raise InvalidArgument(
             f"{name[:40]!r} is not a role's name",
@@ -90,21 +107,23 @@ def _role(name: str, table: Any) -> Role:
             raise InvalidArgument(
                 f"{name}.{key[:40]}: no such setting", hint=f"one of {', '.join(_FIELDS)}"
             )
-    claims = tuple(_claims(f"{name}.claims", table.get("claims")))
+    claims = tuple(_claims(f"{name}.claims", table.get("claims"), sources))
     services = role_services(f"{name}.services", table.get("services"))
     return Role(
         claims, RoleProfile(services, role_where(f"{name}.where", table.get("where", []), services))
     )
 
 
-def _claims(at: str, given: Any) -> Iterable[tuple[str, str]]:
+def _claims(at: str, given: Any, sources: Collection[str]) -> Iterable[tuple[str, str, str]]:
     if not isinstance(given, list) or not 1 <= len(given) <= CLAIMS_MAX:
         raise InvalidArgument(f"{at}: is not a list of 1 to {CLAIMS_MAX} claims", hint=_EXAMPLE)
     for text in given:
         name, equals, value = text.partition("=") if isinstance(text, str) else ("", "", "")
         if not (name and equals and value):
             raise InvalidArgument(f"{at}: {str(text)[:60]!r} is no NAME=VALUE", hint=_EXAMPLE)
-        yield name, value
+        source, _, rest = name.partition(":")
+        # Some providers have colons in names, as `cognito:groups` and `https://acme.org/team`.
+        yield (source, rest, value) if rest and source in sources else ("", name, value)
 
 
 def _check_roles(config: Mapping[str, Any]) -> None:
@@ -116,6 +135,20 @@ def _check_issuer(value: str) -> None:
         check_url(value)
     except ValueError as exc:
         raise InvalidArgument(str(exc), hint="the issuer as its tokens name it, https") from None
+
+
+def check_workloads(given: tuple[str, ...]) -> None:
+    """Raise InvalidArgument for what is no NAME=ISSUER."""
+    if len(given) > WORKLOADS_MAX:
+        raise InvalidArgument(f"{len(given)} issuers; at most {WORKLOADS_MAX}")
+    for text in given:
+        name, _, issuer = text.partition("=")
+        if not _WORKLOAD.fullmatch(name) or name == CLIENT:
+            raise InvalidArgument(
+                f"{text[:60]!r} does not begin with a name",
+                hint=f"NAME=ISSUER: small letters, digits and -; not {CLIENT!r}",
+            )
+        _check_issuer(issuer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +179,25 @@ class AuthOidcConfig:
         metadata={
             "help": "Who has which role, and what it may do: `claims`, `services` and `where` in "
             "`[plugins.auth_oidc.roles.NAME]`. A claim is NAME=VALUE, e.g. `groups=engineering`, "
-            "`sub=248289761001`; one of them is enough.",
+            "`sub=248289761001`; one of them is enough. Of service accounts it is "
+            "`client:NAME=VALUE`, or `ISSUER:NAME=VALUE` by `workloads`.",
             "check": _check_roles,
         },
+    )
+    audience: str = setting(
+        "",
+        "Whom access tokens of service accounts have to be for (`aud`). A URI is asked for as the "
+        "`resource` (RFC 8707).",
+        default_text="`client_id`",
+    )
+    service_scopes: tuple[str, ...] = setting(
+        (), "What service accounts ask for, at providers that want that."
+    )
+    workloads: tuple[str, ...] = setting(
+        (),
+        "Platforms whose workloads are service accounts here: a name for each, and the issuer of "
+        'its tokens, e.g. `["github=https://token.actions.githubusercontent.com"]`.',
+        check=check_workloads,
     )
     recheck_s: float = setting(
         RECHECK_S,
@@ -165,6 +214,11 @@ class AuthOidcConfig:
         max=3600,
     )
 
+    @property
+    def workload_issuers(self) -> dict[str, str]:
+        """Name → issuer."""
+        return {name: url for name, _, url in (each.partition("=") for each in self.workloads)}
+
     def checked(self, *, users: bool = False) -> AuthOidcConfig:
         """This, if a cluster can be run with it, or its `users` log in; raises ConfigError."""
         for name in ("issuer", "client_id"):
@@ -173,6 +227,13 @@ class AuthOidcConfig:
                     f"[plugins.auth_oidc] {name} is not set",
                     hint="docs/how-to/oidc.md says what each provider calls it",
                 )
+        issuers = self.workload_issuers
+        if len({self.issuer, *issuers.values()}) <= len(self.workloads):
+            raise ConfigError(
+                "[plugins.auth_oidc] workloads has a name or an issuer twice, or the provider",
+                hint="whose token one is has to be known by its issuer; clients of the provider "
+                f"are `{CLIENT}:` without an entry",
+            )
         if not self.roles and not users:
             raise ConfigError(
                 "[plugins.auth_oidc.roles] is empty: nobody would be allowed anything",

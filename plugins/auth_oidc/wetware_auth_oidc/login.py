@@ -20,7 +20,7 @@ from wetware.errors import AuthError, TimedOut
 from wetware.identity import Key
 from wetware_auth_oidc import session as sessions
 from wetware_auth_oidc.errors import BadToken, ProviderError
-from wetware_auth_oidc.provider import Provider
+from wetware_auth_oidc.provider import Provider, reason_of, refused, seconds_of
 from wetware_auth_oidc.session import StoredSession
 from wetware_auth_oidc.tokens import encoded, nonce_of, verified
 
@@ -83,7 +83,7 @@ class _Asked:
         self, provider: Provider, config: AuthOidcConfig, found: Mapping[str, str]
     ) -> StoredSession:
         if "code" not in found:
-            raise _refused(found)
+            raise refused(found)
         status, tokens = await _ask_tokens(
             provider,
             config,
@@ -93,7 +93,7 @@ class _Asked:
             code_verifier=self.verifier,
         )
         if status != 200:
-            raise _refused(tokens)
+            raise refused(tokens)
         return await _session(provider, config, self.key, tokens)
 
 
@@ -197,7 +197,7 @@ async def by_code(
     }
     status, found = await provider.ask("POST", at, form=question, auth=_credentials(config))
     if status != 200:
-        raise _refused(found)
+        raise refused(found)
     try:
         device_code = str(found["device_code"])
         interval = min(60.0, max(1.0, float(found.get("interval", 5))))
@@ -216,7 +216,7 @@ async def by_code(
         if tokens.get("error") == "slow_down":
             interval += 5
         elif tokens.get("error") != "authorization_pending":
-            raise _refused(tokens)
+            raise refused(tokens)
     raise TimedOut("nobody typed the code in time", hint=f"`{sessions.LOGIN} --device` again")
 
 
@@ -230,11 +230,17 @@ async def renewed(name: str) -> StoredSession:
         session = sessions.load(name)
         if session.expires_at - time.time() > sessions.RENEW_S:  # another process was faster
             return session
-        if not session.refresh_token:
+        if session.account is None and not session.refresh_token:
             raise sessions.needs_login(name, "the login has expired")
         provider = Provider(session.issuer)
         try:
-            return await _renew(name, session, provider)
+            if session.account is None:
+                return await _renew(name, session, provider)
+            from wetware_auth_oidc.accounts import obtained
+
+            found = await obtained(session, provider)
+            sessions.save(name, found)
+            return found
         finally:
             await provider.close()
 
@@ -244,9 +250,9 @@ async def _renew(name: str, session: StoredSession, provider: Provider) -> Store
         provider, session, grant_type="refresh_token", refresh_token=session.refresh_token
     )
     if status in (400, 401):
-        raise sessions.needs_login(name, f"the provider renews no more: {_reason(tokens)}")
+        raise sessions.needs_login(name, f"the provider renews no more: {reason_of(tokens)}")
     if status != 200:
-        raise ProviderError(f"{session.issuer} answers {status} to a renewal: {_reason(tokens)}")
+        raise ProviderError(f"{session.issuer} answers {status} to a renewal: {reason_of(tokens)}")
     # Before anything can go wrong: many providers take the old one no more.
     if isinstance(tokens.get("refresh_token"), str):
         session = replace(session, refresh_token=tokens["refresh_token"])
@@ -305,10 +311,7 @@ async def _session(
 
 def _end(claims: Mapping[str, Any], tokens: Mapping[str, Any]) -> float:
     """When the first of an ID token and its access token expires, Unix time, s."""
-    given = tokens.get("expires_in")
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        return min(float(claims["exp"]), time.time() + given)
-    return float(claims["exp"])
+    return min(float(claims["exp"]), seconds_of(tokens))
 
 
 async def _ask_tokens(
@@ -321,14 +324,3 @@ async def _ask_tokens(
 
 def _credentials(config: AuthOidcConfig | StoredSession) -> tuple[str, str] | None:
     return (config.client_id, config.client_secret) if config.client_secret else None
-
-
-def _refused(found: Mapping[str, Any]) -> AuthError:
-    return AuthError(f"the provider refuses the login: {_reason(found)}", code="auth.provider")
-
-
-def _reason(found: Mapping[str, Any]) -> str:
-    """An OAuth error, as a person can read it, and no terminal obeys."""
-    error, more = (str(found.get(name, ""))[:200] for name in ("error", "error_description"))
-    text = f"{error}: {more}" if error and more else error or "without a reason"
-    return "".join(char if char.isprintable() else "?" for char in text)

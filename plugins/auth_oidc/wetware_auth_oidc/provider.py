@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware.errors import AuthError
 from wetware_auth_oidc.config import check_url
 from wetware_auth_oidc.errors import BadToken, ProviderError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
 ANSWER_BYTES_MAX: Final = 256 << 10
+NONCE_CHARS_MAX: Final = 1024
 KEYS_MAX: Final = 64
 KEYS_S: Final = 300.0
 """For so long the provider's keys are taken as they were: a key that it withdrew ends then."""
@@ -27,7 +30,13 @@ KEYS_AGAIN_S: Final = 10.0
 """A token with an unknown key has them read anew, but no more often than this."""
 TIMEOUT_S: Final = 5.0
 _METADATA: Final = "/.well-known/openid-configuration"
-_NEEDED: Final = ("authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint")
+_URLS: Final = (
+    "jwks_uri",
+    *(
+        f"{name}_endpoint"
+        for name in ("authorization", "token", "userinfo", "device_authorization", "revocation")
+    ),
+)
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
@@ -55,6 +64,7 @@ class Provider:
         self._keys: dict[str, dict[str, Any]] = {}
         self._keys_at = self._tried_at = float("-inf")
         self._lock = asyncio.Lock()
+        self.dpop_nonce = ""  # what the latest answer wants in the next proof (RFC 9449, 8)
 
     async def close(self) -> None:
         if self._client is not None:
@@ -92,6 +102,7 @@ class Provider:
                     auth=auth,
                 ) as answer,
             ):
+                self.dpop_nonce = answer.headers.get("dpop-nonce", "")[:NONCE_CHARS_MAX]
                 if "content-encoding" in answer.headers:  # what it would come to is not known
                     raise self._bad(url, "answers in an encoding that was not asked for")
                 async for chunk in answer.aiter_raw():
@@ -135,8 +146,8 @@ class Provider:
             raise self._bad(url, f"answers {status}")
         if found.get("issuer") != self.issuer:
             raise self._bad(url, f"is of another issuer, {str(found.get('issuer'))[:100]!r}")
-        for name in (*_NEEDED, "device_authorization_endpoint", "revocation_endpoint"):
-            if name not in _NEEDED and name not in found:
+        for name in _URLS:
+            if name != "jwks_uri" and name not in found:  # who signs only has no others
                 continue
             try:
                 check_url(found[name])
@@ -220,3 +231,26 @@ class Provider:
         if status != 200 or not isinstance(found.get("sub"), str):
             raise self._bad(url, f"answers {status}, without who it is about")
         return found
+
+
+# --- answers to requests for tokens ---------------------------------------------------------------
+
+
+def seconds_of(tokens: Mapping[str, Any]) -> float:
+    """When an access token expires by what was said beside it, Unix time, s; else infinite."""
+    given = tokens.get("expires_in")
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return time.time() + given
+    return math.inf
+
+
+def refused(found: Mapping[str, Any]) -> AuthError:
+    """What the provider says to a request for tokens."""
+    return AuthError(f"the provider refuses the login: {reason_of(found)}", code="auth.provider")
+
+
+def reason_of(found: Mapping[str, Any]) -> str:
+    """An OAuth error, as a person can read it, and no terminal obeys."""
+    error, more = (str(found.get(name, ""))[:200] for name in ("error", "error_description"))
+    text = f"{error}: {more}" if error and more else error or "without a reason"
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,23 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """A service account.
+
+    Attributes:
+        by: "secret" or "key" of a client of the provider, or "token" of a workload.
+        file: Where that is; `{node}` in a token's is the node's ID.
+        audience: Whom a client's tokens are for.
+        scope: What a client asks for, or "".
+    """
+
+    by: str
+    file: str
+    audience: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredSession:
     """What logs in.
 
@@ -45,6 +62,7 @@ class StoredSession:
         access_token: The latest.
         refresh_token: For new ones; "" where the provider gives none.
         expires_at: Of the latest, Unix time, s.
+        account: Of whom it is where that is no person: `access_token` is its only token then.
     """
 
     issuer: str
@@ -56,6 +74,7 @@ class StoredSession:
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
     expires_at: float
+    account: Account | None = None
 
     @property
     def key(self) -> Key:
@@ -95,10 +114,12 @@ def load(name: str) -> StoredSession:
         raise needs_login(name, "nobody is logged in on this machine") from None
     try:
         value = json.loads(text)
+        if isinstance(value, dict) and value.setdefault("account", None) is not None:
+            value["account"] = Account(**value["account"])
         session = StoredSession(**{each.name: value[each.name] for each in fields(StoredSession)})
         good = all(
             isinstance(getattr(session, each.name), _kind(each.name)) for each in fields(session)
-        )
+        ) and all(isinstance(text, str) for text in (asdict(session)["account"] or {}).values())
         session.key  # noqa: B018  # raises for what is no seed
     except (ValueError, KeyError, TypeError, RecursionError, InvalidArgument):
         good = False
@@ -108,13 +129,13 @@ def load(name: str) -> StoredSession:
 
 
 def _kind(name: str) -> Any:
-    return (int, float) if name == "expires_at" else str
+    return {"expires_at": (int, float), "account": (Account, type(None))}.get(name, str)
 
 
 def save(name: str, session: StoredSession) -> Path:
     """Keep a session in place of the one before; returns where. Raises KeyFileError."""
     path = path_of(name)
-    value = {each.name: getattr(session, each.name) for each in fields(session)}
+    value = asdict(session)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_private_file(path, (json.dumps(value, indent=1) + "\n").encode())

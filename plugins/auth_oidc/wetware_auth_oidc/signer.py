@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from wetware.errors import AuthError
@@ -46,7 +47,11 @@ class SessionSigner:
         if SCHEME not in challenge.schemes:
             raise AuthError(f"the node does not accept {SCHEME}", code="auth.no_signer")
         session = sessions.load(self._name)
-        if session.expires_at - time.time() < sessions.RENEW_S:
+        if session.account is not None and session.account.by == "token":
+            from wetware_auth_oidc.accounts import workload_token
+
+            session = replace(session, access_token=workload_token(session, challenge.verifier))
+        elif session.expires_at - time.time() < sessions.RENEW_S:
             from wetware_auth_oidc.login import renewed  # and with it what speaks HTTP
 
             session = await renewed(self._name)

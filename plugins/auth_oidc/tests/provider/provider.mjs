@@ -8,7 +8,19 @@ import { generateKeyPairSync } from "node:crypto";
 let accounts = {};
 let keys = [];
 let callback;
-const short = { AccessToken: 3600, IdToken: Number(process.env.ID_TOKEN_S ?? 3600) };
+// Service accounts; their tokens have the claims of the account that is called as they are.
+const resource = "urn:acme:wetware";
+const service = { grant_types: ["client_credentials"], redirect_uris: [], response_types: [] };
+const clients = [
+  { ...service, client_id: "ci", client_secret: "a+secret/of=ci", token_endpoint_auth_method: "client_secret_basic" },
+  process.env.ROBOT_JWK && {
+    ...service,
+    client_id: "robot",
+    token_endpoint_auth_method: "private_key_jwt",
+    jwks: { keys: [JSON.parse(process.env.ROBOT_JWK)] },
+  },
+].filter(Boolean);
+const short = { ClientCredentials: Number(process.env.SERVICE_S ?? 600), AccessToken: 3600, IdToken: Number(process.env.ID_TOKEN_S ?? 3600) };
 
 function key(kid) {
   const { privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
@@ -70,6 +82,7 @@ function serve(issuer, keys) {
         grant_types: ["authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"],
         id_token_signed_response_alg: "RS256",
       },
+      ...clients,
     ],
     adapter: Adapter,
     jwks: { keys },
@@ -80,9 +93,16 @@ function serve(issuer, keys) {
       devInteractions: { enabled: true },
       revocation: { enabled: true },
       introspection: { enabled: true },
+      clientCredentials: { enabled: true },
+      dPoP: { enabled: true, nonceSecret: Buffer.alloc(32, 1), requireNonce: () => true },
+      resourceIndicators: {
+        enabled: true,
+        getResourceServerInfo: async () => ({ scope: "", audience: resource, accessTokenFormat: "jwt" }),
+      },
     },
     ttl: { ...short, DeviceCode: 600, Grant: 86400, Session: 86400, RefreshToken: 86400, Interaction: 600 },
     rotateRefreshToken: true,
+    extraTokenClaims: async (ctx, token) => token.kind === "ClientCredentials" ? accounts[token.clientId] : undefined,
     async findAccount(ctx, sub) {
       const claims = accounts[sub];
       return claims && { accountId: sub, claims: async () => ({ sub, ...claims }) };
