@@ -42,8 +42,9 @@ LONGEST = (
     "test_of_two_members_one_takes_all_of_the_other",
     "test_python.py::test_a_program_has_its_arguments",  # builds the Python runner
     "test_caps.py::test_a_guest_calls_its_grants",  # compiles the C library
+    "[a method ignores cancellation]",  # all that a check has, twice
 )
-"""Parts of the names of tests that take a minute or more, much of it waiting."""
+"""Parts of the names of tests that take half a minute or more, much of it waiting."""
 
 
 @pytest.hookimpl(wrapper=True)

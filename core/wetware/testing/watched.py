@@ -38,6 +38,9 @@ _TICKS: Final = 4
 """Signals for which a turn may go on. Of those that are due while the machine is busy with other
 things the process gets one: so a slow machine is not taken for a blocked loop."""
 
+_ENDS_S: Final = 1.0
+"""For what hangs to end once it is cancelled: it has failed, and more time shows nothing."""
+
 
 class _Blocked(BaseException):
     """Raised in what blocks the loop. No `except Exception` catches it."""
@@ -221,7 +224,7 @@ def _innermost(task: asyncio.Future[Any]) -> str:
 async def within(limit_s: float, awaitable: Awaitable[T], what: str) -> T:
     """Await; AssertionError if it takes longer than `limit_s`.
 
-    Unlike `asyncio.wait_for` it does not wait for what ignores its cancellation.
+    Unlike `asyncio.wait_for` it does not wait for what ignores its cancellation, but for a moment.
     """
     task = asyncio.ensure_future(awaitable)
     done, _ = await asyncio.wait([task], timeout=limit_s)
@@ -231,5 +234,5 @@ async def within(limit_s: float, awaitable: Awaitable[T], what: str) -> T:
         _place(stack[-1]) if isinstance(task, asyncio.Task) and (stack := task.get_stack()) else ""
     )
     task.cancel()
-    await asyncio.wait([task], timeout=limit_s)
+    await asyncio.wait([task], timeout=min(limit_s, _ENDS_S))
     raise AssertionError(f"{what} hangs: not done after {limit_s:g} s, in {where or '?'}")
