@@ -29,8 +29,20 @@ class Watchers(Generic[E]):
         for callback in tuple(self._callbacks.values()):
             self._call(callback, event)
 
-    def _call(self, callback: Callable[[E], None], event: E) -> None:
+    def tell_all(self, *events: E) -> None:
+        """Tell everybody all of it, then raise what the first of them raised.
+
+        For what must not be taken for done where somebody failed to do it, e.g. a withdrawal.
+        """
+        callbacks = tuple(self._callbacks.values())
+        failed = [self._call(callback, event) for event in events for callback in callbacks]
+        for exc in filter(None, failed):
+            raise exc
+
+    def _call(self, callback: Callable[[E], None], event: E) -> Exception | None:
         try:
             callback(event)
-        except Exception:  # a watcher's defect is its own
+        except Exception as exc:  # a watcher's defect is its own: the others hear of it
             log.exception("watcher.failed")
+            return exc
+        return None

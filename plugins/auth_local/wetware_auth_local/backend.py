@@ -27,6 +27,7 @@ import anyio
 from wetware import rpc
 from wetware.base import paths
 from wetware.base.disk import Reserve, remedy
+from wetware.base.watchers import Watchers
 from wetware.client import KeyChoice
 from wetware.errors import (
     ConfigError,
@@ -106,7 +107,7 @@ class LocalBackend:
         config: AuthLocalConfig = ctx.config
         self._log, self._run_sync = ctx.log, ctx.run_sync
         self._file = ctx.data_dir / POLICY_FILE
-        self._watchers: dict[object, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
+        self._watchers = Watchers[Withdrawn | Suspended | Resumed]()
         self._highest_file = ctx.data_dir / HIGHEST_FILE
         self._reserve = Reserve(ctx.data_dir)
         if self._reserve.marked:
@@ -373,9 +374,7 @@ class LocalBackend:
                 why = f"version {new.version} of the policy withdraws {', '.join(sorted(lost))}"
                 events.append(Withdrawn(Principal(self.name, key), frozenset(lost), why))
         self._by_key = kept  # before anybody is told: a login in between must not succeed
-        for event in events:
-            for callback in tuple(self._watchers.values()):
-                callback(event)
+        self._watchers.tell_all(*events)
         return count
 
     # --- AuthBackend ------------------------------------------------------------------------------
@@ -467,9 +466,7 @@ class LocalBackend:
     def watch(
         self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
     ) -> Callable[[], None]:
-        token = object()
-        self._watchers[token] = callback
-        return lambda: self._watchers.pop(token, None) and None
+        return self._watchers.add(callback)
 
 
 def _highest(signed: Signed) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from wetware.base.watchers import Watchers
 from wetware.errors import InvalidArgument
 from wetware.hookspecs import (
     Accept,
@@ -113,7 +114,7 @@ class OidcBackend:
         self._people: dict[Principal, _Person] = {}
         self._count = 0
         self._services: dict[Principal, dict[str, float]] = {}  # role → until when, Unix time, s
-        self._watchers: dict[object, Callable[[Event], None]] = {}
+        self._watchers = Watchers[Event]()
         self._names: set[str] = set()  # of the claims that the provider's answers ever had
         self._login_places = asyncio.Semaphore(ASKED_MAX)
         self._places = asyncio.Semaphore(ASKED_MAX)
@@ -318,9 +319,7 @@ class OidcBackend:
             )
 
     def watch(self, callback: Callable[[Event], None]) -> Callable[[], None]:
-        token = object()
-        self._watchers[token] = callback
-        return lambda: self._watchers.pop(token, None) and None
+        return self._watchers.add(callback)
 
     # --- asking again -----------------------------------------------------------------------------
 
@@ -421,8 +420,7 @@ class OidcBackend:
             await anyio.sleep(step_s)
 
     def _tell(self, event: Event) -> None:
-        for callback in tuple(self._watchers.values()):
-            callback(event)
+        self._watchers.tell_all(event)
 
 
 def _full(why: str) -> Reject:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from wetware.base.watchers import Watchers
 from wetware.errors import InvalidArgument
 from wetware.hookspecs import (
     Accept,
@@ -101,7 +102,7 @@ class EvmBackend:
         config: AuthEvmConfig = ctx.config
         self._log, self._clock, self._run_sync = ctx.log, ctx.clock, ctx.run_sync
         self._data_dir = ctx.data_dir
-        self._watchers: dict[object, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
+        self._watchers = Watchers[Withdrawn | Suspended | Resumed]()
         self.dev: tryout.DevChain | None = None
         self.try_out = ""
         self._proposals = ctx.proposals
@@ -280,8 +281,7 @@ class EvmBackend:
     # --- what changes -----------------------------------------------------------------------------
 
     def _tell(self, event: Withdrawn | Suspended | Resumed) -> None:
-        for callback in tuple(self._watchers.values()):
-            callback(event)
+        self._watchers.tell_all(event)
 
     def _judge_fitness(self) -> None:
         """Say that nothing can be decided now, or that it can again."""
@@ -593,9 +593,7 @@ class EvmBackend:
     def watch(
         self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
     ) -> Callable[[], None]:
-        token = object()
-        self._watchers[token] = callback
-        return lambda: self._watchers.pop(token, None) and None
+        return self._watchers.add(callback)
 
     # --- for operators ----------------------------------------------------------------------------
 
