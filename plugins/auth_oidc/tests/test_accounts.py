@@ -198,7 +198,8 @@ async def test_a_person_is_not_called_like_a_service(fake: FakeProvider, start: 
         verdict = await node.login(fake.session(ADA, "client:ci"))
         assert isinstance(verdict, Reject)
         assert "a name of service accounts" in verdict.reason
-        assert isinstance(await node.login(fake.session(ADA, "auth0:ci")), Accept)
+        for name in ("auth0:ci", "client"):
+            assert isinstance(await node.login(fake.session(ADA, name)), Accept)
         verdict = await node.login(fake.session(EVE, "ci", groups=[]))
         assert isinstance(verdict, Reject)
         assert verdict.status is LoginStatus.NO_ROLE

@@ -257,7 +257,7 @@ class OidcBackend:
                 raise BadToken("the key is of somebody else")
             if now - bound["iat"] > BINDING_S_MAX:
                 raise BadToken("the login at the provider is too long ago", late=True)
-        if claims["sub"].partition(":")[0] in {name for name, _ in self._issuers.values()}:
+        if claims["sub"].startswith(tuple(f"{name}:" for name, _ in self._issuers.values())):
             raise BadToken("its owner has a name of service accounts (sub)")
         check_access_token(claims, part_of(shown.id_token, 0)["alg"], shown.access_token)
         return claims
