@@ -179,6 +179,8 @@ class Backends:
     def __init__(self, backends: Sequence[AuthBackend], clock: Clock) -> None:
         self.all = [CheckedBackend(backend, clock) for backend in backends]
         self.authority = self.all[0]
+        # The authority's last: who logged in at another one has said so.
+        self.schemes = tuple(scheme for each in reversed(self.all) for scheme in each.schemes)
         self._by_name = {backend.name: backend for backend in self.all}
         self._by_scheme = {scheme: each for each in self.all for scheme in each.schemes}
         if len(self._by_name) < len(self.all) or len(self._by_scheme) < len(self.schemes):
@@ -188,11 +190,6 @@ class Backends:
                 hint="leave one of them out of [node] auth and auth_also",
                 code="plugin.auth",
             )
-
-    @property
-    def schemes(self) -> tuple[str, ...]:
-        """Those of all, the authority's last: who logged in at another one has said so."""
-        return tuple(scheme for backend in reversed(self.all) for scheme in backend.schemes)
 
     def profile(self, principal: Principal, role: str) -> RoleProfile:
         """What a role may do now, as the backend of its principal has it; raises BackendDefect."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wetware.cli.app import Json, examples, here, note, options, out, out_json, table
-from wetware.errors import InvalidArgument, WetwareError
+from wetware.errors import ConfigError, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import LocalNode
@@ -49,7 +50,10 @@ def list_command(json: Json = False) -> None:
 
     config = configuration.load({"node.data_dir": options.data_dir}, path=options.config)
     plugins = loader.load(config, loader.INSPECT)
-    selected, node = plugins.auth_selected, _running(config.node.data_dir)
+    authority, node = plugins.auth_selected, _running(config.node.data_dir)
+    selected: tuple[str, ...] = () if authority is None else (authority,)
+    with contextlib.suppress(ConfigError):  # `ww config` says what is wrong with it
+        selected += plugins.also
     _probe(plugins)
     ungranted = [] if node is None else _ungranted(config.node.data_dir)
     if json:
@@ -69,7 +73,7 @@ def list_command(json: Json = False) -> None:
         if status.reason:
             remedy = f"\n  try: {status.remedy}" if status.remedy else ""
             said.append(f"{status.name} is {status.state}: {status.reason}{remedy}")
-    if node is not None and node.auth != (selected or "").removeprefix("auth_"):
+    if node is not None and node.auth != (authority or "").removeprefix("auth_"):
         said.append(
             f"the node that runs here (pid {node.pid}) has the auth backend {node.auth!r}, and "
             f"{config.node.auth!r} is configured ({config.origin('node.auth')})"
@@ -153,23 +157,23 @@ def _waits(status: Plugin, node: LocalNode | None) -> bool:
 
 def _is_auth_of(status: Plugin, node: LocalNode | None) -> bool:
     """Whether the plugin has the node's auth backend, by the contract of AuthBackend's name."""
-    auth = None if node is None else node.auth
-    return "ww_register_auth" in status.hooks and status.name.removeprefix("auth_") == auth
+    auth = () if node is None else (node.auth, *node.auth_also)
+    return "ww_register_auth" in status.hooks and status.name.removeprefix("auth_") in auth
 
 
-def _offers(status: Plugin, selected: str | None, node: LocalNode | None) -> str:
+def _offers(status: Plugin, selected: tuple[str, ...], node: LocalNode | None) -> str:
     offers = {hook: _OFFERS[hook] for hook in status.hooks}
     if status.services:
         offers["ww_register_services"] = "service " + ", ".join(status.services)
     if "ww_register_auth" in offers:
-        what = {"configured": status.name == selected, "running": _is_auth_of(status, node)}
+        what = {"configured": status.name in selected, "running": _is_auth_of(status, node)}
         said = ", ".join(word for word, true in what.items() if true)
         offers["ww_register_auth"] += f" ({said})" if said else ""
     return "; ".join(offers.values()) or "-"
 
 
 def _as_json(
-    status: Plugin, selected: str | None, node: LocalNode | None, ungranted: list[str]
+    status: Plugin, selected: tuple[str, ...], node: LocalNode | None, ungranted: list[str]
 ) -> dict[str, object]:
     return {
         "name": status.name,
@@ -183,7 +187,7 @@ def _as_json(
         "services": list(status.services),
         "running": None if node is None else status.name in node.plugins,
         "ungranted": [name for name in status.services if name in ungranted],
-        "auth_selected": status.name == selected,
+        "auth_selected": status.name in selected,
         "auth_running": _is_auth_of(status, node),
     }
 

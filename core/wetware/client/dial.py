@@ -44,6 +44,7 @@ class LocalNode:
     pid: int
     cluster: str
     auth: str
+    auth_also: tuple[str, ...]
     plugins: frozenset[str]
 
     @classmethod
@@ -64,6 +65,7 @@ class LocalNode:
                 int(data["pid"]),
                 contexts.check_cluster(data["cluster"]),
                 str(data["auth"]),
+                tuple(map(str, data["auth_also"])),
                 frozenset(map(str, data["plugins"])),
             )
         except FileNotFoundError:

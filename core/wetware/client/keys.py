@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wetware.base import paths
 from wetware.client.installed import SIGNER_GROUP, find
-from wetware.errors import AuthError, InvalidArgument, KeyFileError, WetwareError
+from wetware.errors import AuthError, InvalidArgument, KeyFileError
 from wetware.identity import Challenge, Key, Signer
 
 
@@ -98,22 +98,26 @@ def chooser(
         # A login that the user has made goes before a key that is there anyhow, and that before a
         # login that is still to be made.
         key: Signer | None = None
-        failed: WetwareError | None = None
+        failed: Exception | None = None
         not_ready: Signer | None = None
-        for make in filter(None, (find(SIGNER_GROUP, each) for each in challenge.schemes)):
+        for scheme in challenge.schemes:
             try:
+                if (make := find(SIGNER_GROUP, scheme)) is None:
+                    continue
                 made: Signer = make(choice)
                 ready = getattr(made, "ready", None)
                 if ready is not None and ready(challenge):
                     return made
-            except WetwareError as exc:
+            except Exception as exc:  # a plugin that is broken is not in the way of other schemes
                 failed = failed or exc
                 continue
             if ready is None:
                 key = key or made
             else:
                 not_ready = not_ready or made
-        if (best := key or not_ready) is not None:
+        # A key that cannot be used is told of before a login that nobody made.
+        unusable = isinstance(failed, KeyFileError) and failed.code != "key.missing"
+        if (best := key or (None if unusable else not_ready)) is not None:
             return best
         if failed is not None:
             raise failed

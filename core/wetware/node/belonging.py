@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from wetware.base.log import get_logger
 from wetware.errors import AdmissionRefused, Busy, ConfigError
+from wetware.identity import replace_private_file
 from wetware.node.data_dir import locked
 from wetware.node.key import load_or_create
 from wetware.node.process import umask
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
     from wetware.overlay.admission.texts import Bundle, Ticket
 
 log = get_logger("node")
+
+FURTHER_FILE: Final = "auth_also.json"
+"""What the further auth backends of a data directory are of: plugin → digest of their founding."""
 
 
 def keep_to_itself(config: Config) -> tuple[Multiaddr, ...]:
@@ -130,6 +138,41 @@ def cluster_of(store: Store, backend: AuthBackend) -> str:
             code="config.cluster",
         )
     return founding.cluster_id
+
+
+def pin_further(data_dir: Path, backends: Mapping[str, AuthBackend]) -> None:
+    """Keep what the further auth backends (plugin → backend) are of, with their first start here.
+
+    Raises ConfigError where one is of something else by now: its users would be taken for those
+    whom services know by the same names.
+    """
+    kept = further_of(data_dir)
+    for plugin, backend in backends.items():
+        digest = hashlib.sha256(backend.founding).hexdigest()
+        if kept.setdefault(plugin, digest) != digest:
+            raise ConfigError(
+                f"the auth backend {backend.name!r} is configured with another authority than when "
+                "this node began to take its users",
+                hint="configure it as before. Other users need a data directory of their own, or "
+                f"the line of {plugin!r} taken out of {data_dir / FURTHER_FILE}: then who has the "
+                "same name there gets what services keep for it",
+                code="config.cluster",
+            )
+    if kept != further_of(data_dir):
+        replace_private_file(data_dir / FURTHER_FILE, json.dumps(kept, indent=1).encode())
+
+
+def further_of(data_dir: Path) -> dict[str, str]:
+    """What `pin_further` kept: plugin → digest; raises ConfigError where it is damaged."""
+    file = data_dir / FURTHER_FILE
+    try:
+        return {str(name): str(digest) for name, digest in json.loads(file.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as exc:
+        raise ConfigError(
+            f"{file} is damaged: {exc}", hint="restore it from a backup", code="config.cluster"
+        ) from exc
 
 
 def judge_own(admission: Admission) -> None:

@@ -44,6 +44,7 @@ from wetware.node.belonging import (
     judge_backend,
     judge_own,
     keep_to_itself,
+    pin_further,
 )
 from wetware.node.clocks import judge_clock, watch_clock
 from wetware.node.context import Contexts
@@ -180,6 +181,7 @@ class Node(Parts):
                 code="config.try_out",
             )
         self.also = self.plugins.auth_also(self._context)
+        pin_further(self.data_dir, dict(zip(self.plugins.also, self.also, strict=True)))
 
     def _load(self) -> None:
         """What of the plugins records, serves and finds peers."""
@@ -446,6 +448,7 @@ class Node(Parts):
             "addrs": [str(addr) for addr in self.own_addrs],
             "cluster": self.cluster,
             "auth": self.backend.name,
+            "auth_also": [backend.name for backend in self.also],
             "version": __version__,
             "plugins": [p.name for p in self.plugins.report if str(p.state) == "loaded"],
         }

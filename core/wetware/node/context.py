@@ -58,7 +58,7 @@ class Contexts:
             founding=store.founding.statement if store and store.founding else None,
             authority=store is not None,
             configured=node.config.given(f"plugins.{name}"),
-            dev=node.config.node.dev,
+            dev=node.config.node.dev and store is not None,
             evicted=lambda peer: node.admission.judge.evicted(peer) is not None,
             proposals=MappingProxyType(node.proposals),
             threads=self._threads[name],

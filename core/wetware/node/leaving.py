@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from wetware.base.disk import RESERVED_FILE
 from wetware.errors import Busy, ConfigError, Unsupported
 from wetware.loader.report import State
+from wetware.node.belonging import FURTHER_FILE, further_of
 from wetware.node.data_dir import holder_pid, locked
 from wetware.overlay.admission.files import (
     CERTIFICATE_FILE,
@@ -112,14 +113,16 @@ def leave(data_dir: Path, founding: Founding, *, purge: bool) -> None:
 
 
 def _give_up(data_dir: Path, backend: str, purge: bool) -> None:
-    # The authority's and those of `auth_also`, which nobody wrote down.
-    backends = [f"plugins/{each.name}" for each in (data_dir / "plugins").glob("auth_*")]
-    backends.append(f"plugins/{backend}")
-    names = (*_OF_THE_CLUSTER, *backends, *(_OF_THE_NODE if purge else ()), CLUSTER_FILE)
+    plugins = (f"auth_{backend}", backend, *further_of(data_dir))
+    backends = [f"plugins/{plugin}" for plugin in plugins]
+    names = (*_OF_THE_CLUSTER, *backends, FURTHER_FILE, *(_OF_THE_NODE if purge else ()))
     path = data_dir / LEFT_FILE
     try:
         path.touch()
-        for name in names:  # what names the cluster last: until then all can be done again
+        for name in (
+            *names,
+            CLUSTER_FILE,
+        ):  # what names the cluster last: until then all can be done again
             path = data_dir / name
             if path.is_dir():
                 shutil.rmtree(path)

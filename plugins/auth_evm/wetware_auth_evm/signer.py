@@ -99,27 +99,23 @@ class _ChoosingSigner:
         self._choice = choice
 
     def ready(self, challenge: Challenge) -> bool:
-        """Whether the user has a session in that cluster, or chose a key."""
-        return self._signer(challenge) is not None
+        """Whether the user has a session in that cluster, or says for whom a key acts on chain."""
+        name = chosen_name(self._choice)
+        found = None if name is None else sessions.load(name, challenge.cluster)
+        live = found is not None and found.seconds_left(time.time()) > 0
+        return live or paths.variable(ACCOUNT_VARIABLE) is not None
 
     async def sign(self, challenge: Challenge) -> Proof:
-        signer = self._signer(challenge)
-        if signer is None:
-            name = chosen_name(self._choice) or "default"
-            raise sessions.needs_login(name, challenge.cluster)
-        return await signer.sign(challenge)
-
-    def _signer(self, challenge: Challenge) -> SessionSigner | BoundKeySigner | None:
         choice = self._choice
         name = chosen_name(choice)
         if name is not None:
             found = sessions.load(name, challenge.cluster)
             if found is not None:
-                return SessionSigner(found, name=name)
+                return await SessionSigner(found, name=name).sign(challenge)
         named = choice.key is not None or paths.variable("WW_KEY") is not None
         if named and (isinstance(choice.key, Key) or choice.path.exists()):
-            return make_key_signer(choice)
-        return None
+            return await make_key_signer(choice).sign(challenge)
+        raise sessions.needs_login(name or "default", challenge.cluster)
 
 
 def chosen_name(choice: KeyChoice) -> str | None:

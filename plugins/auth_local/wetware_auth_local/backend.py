@@ -118,7 +118,9 @@ class LocalBackend:
         self._proposals = ctx.proposals
         self._founder: Key | None = None
         self._authority, joined = ctx.authority, ctx.join_document
-        self.contact = Contact(ctx, joined=ctx.joined)
+        # Beside another authority a policy comes from a file, which may be old: it is compared with
+        # another node's before it lets anybody in, at the cluster's founder as well.
+        self.contact = Contact(ctx, joined=ctx.joined or not ctx.authority)
         self._in_force = self._newest = self._load(config, joined)
         self._reserve.fill()
         self._by_key = _index(self._in_force.policy)

@@ -76,7 +76,7 @@ def _run(work: Callable[[Session], Awaitable[T]]) -> T:
         except (Denied, Unsupported):
             with contextlib.suppress(Denied):
                 status = await session.status()
-                if status["auth"] != BACKEND:
+                if BACKEND not in (status["auth"], *status["auth_also"]):
                     raise Unsupported(
                         f"the users of this cluster are not in a policy that `ww user` keeps: its "
                         f"auth backend is {status['auth']!r}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from wetware.errors import AuthError
+from wetware.errors import AuthError, WetwareError
 from wetware.identity import Challenge, LoginStatus, Proof
 from wetware_auth_oidc import session as sessions
 from wetware_auth_oidc.proofs import SCHEME, OidcProof, statement
@@ -39,8 +39,13 @@ class SessionSigner:
         self._name = name
 
     def ready(self, challenge: Challenge) -> bool:
-        """Whether somebody has logged in under this name."""
-        return sessions.path_of(self._name).exists()
+        """Whether somebody has logged in under this name, and can act without doing so again."""
+        try:
+            session = sessions.load(self._name)
+        except WetwareError:  # `sign` says so, where nothing else is there
+            return False
+        renewable = session.refresh_token or session.account is not None
+        return bool(renewable) or session.expires_at > time.time()
 
     async def sign(self, challenge: Challenge) -> Proof:
         """The proof; raises AuthError where somebody has to log in at the provider again."""

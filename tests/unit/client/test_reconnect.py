@@ -211,7 +211,8 @@ async def test_a_session_that_was_closed_is_not_opened_again(slept: list[float])
         ({"key": None, "login": True}, "login"),
         ({"key": None, "login": False}, "key"),
         ({"login": False, "key": None}, "key"),
-        ({"no key": AuthError("no key"), "login": False}, "login"),
+        ({"no key": KeyFileError("no key", code="key.missing"), "login": False}, "login"),
+        ({"broken": ImportError("x"), "key": None}, "key"),
         ({"login": False, "other": True}, "other"),
     ],
 )
@@ -232,6 +233,27 @@ def test_a_login_goes_before_a_key_and_that_before_a_login_to_come(
     challenge: Any = SimpleNamespace(schemes=tuple(signers))
     choose = chooser(None, KeyChoice(None, None, None))
     assert choose(challenge).name == picked  # type: ignore[attr-defined]
+
+
+def test_a_key_that_cannot_be_used_is_told_of_before_a_login_that_nobody_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find(group: str, scheme: str) -> Any:
+        def make(choice: object) -> Any:
+            if scheme == "key":
+                raise KeyFileError("wrong passphrase", code="key.passphrase")
+            return SimpleNamespace(ready=lambda challenge: False, unattended=True)
+
+        return make
+
+    monkeypatch.setattr("wetware.client.keys.find", find)
+    challenge: Any = SimpleNamespace(schemes=("login", "key"))
+    choice = KeyChoice(None, None, None)
+    with pytest.raises(KeyFileError, match="wrong passphrase"):
+        chooser(None, choice)(challenge)
+    with pytest.raises(AuthError) as caught:
+        chooser(None, choice, unattended=True)(challenge)
+    assert caught.value.code == "auth.attended"
 
 
 def test_nobody_is_asked_unawares() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import AdmissionRefused, ConfigError
 from wetware.identity import Key
+from wetware.node.belonging import FURTHER_FILE, pin_further
 from wetware.node.data_dir import locked
 from wetware.node.leaving import leave, refuse_orphans
 from wetware.overlay.admission.files import CLUSTER_KEY_FILE, LEDGER_FILE
@@ -77,15 +80,30 @@ def test_the_last_that_may_invite_is_needed_and_others_are_not(tmp_path: Path) -
     refuse_orphans(member(tmp_path / "no inviter", others=(guest,)), FOUNDING)
 
 
+def test_a_further_backend_stays_what_it_was_first(tmp_path: Path) -> None:
+    acme: Any = SimpleNamespace(name="ldap", founding=b"acme")
+    other: Any = SimpleNamespace(name="ldap", founding=b"other")
+    for _ in range(2):
+        pin_further(tmp_path, {"auth_ldap": acme})
+        pin_further(tmp_path, {})
+    with pytest.raises(ConfigError, match="'ldap' is configured with another authority"):
+        pin_further(tmp_path, {"auth_ldap": other})
+    (tmp_path / FURTHER_FILE).write_text("[")
+    with pytest.raises(ConfigError, match="damaged"):
+        pin_further(tmp_path, {"auth_ldap": acme})
+
+
 @pytest.mark.parametrize("purge", [False, True])
 def test_what_is_of_the_cluster_goes_and_what_is_of_the_services_stays(
     tmp_path: Path, purge: bool
 ) -> None:
     data_dir = member(tmp_path / "node", INVITE, others=(certificate(),))
-    for name in ("audit/log", "auth_local/policy.json", "auth_oidc/of_auth_also", "acme/data"):
+    for name in ("audit/log", "auth_local/policy.json", "ldap/users", "acme/data"):
         path = data_dir / "plugins" / name
         path.parent.mkdir(parents=True)
         path.write_text("kept?")
+    ldap: Any = SimpleNamespace(founding=b"ldap://acme")
+    pin_further(data_dir, {"ldap": ldap})
     (data_dir / "broker").mkdir()
     (data_dir / "broker" / "grants.db").write_text("shares of the cluster's users")
     for name in ("incarnation", "peers.json", "not ours"):

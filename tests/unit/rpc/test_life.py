@@ -616,7 +616,7 @@ async def test_the_socket_of_another_user_is_said_to_be_one(
     serving: Any, servants: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not that no node answers, with the advice to start one."""
-    node = LocalNode(Key.generate().peer_id, tmp_path / "s", 1, "ab" * 20, "local", frozenset())
+    node = LocalNode(Key.generate().peer_id, tmp_path / "s", 1, "ab" * 20, "local", (), frozenset())
     async with serving(servants.Zoo()), contextlib.AsyncExitStack() as stack:
         monkeypatch.setattr("wetware.rpc.unix._trusted", lambda peer: False)
         with pytest.raises(DialError, match="is served by another user") as caught:
