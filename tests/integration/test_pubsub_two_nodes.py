@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,38 @@ def test_stdin_json_and_count(pair: tuple[NodeProcess, NodeProcess]) -> None:
     messages = [json.loads(line) for line in out.splitlines()]
     assert len(messages) == 3
     assert all(m["data"].startswith("line ") for m in messages)
+
+
+def test_a_file_and_a_count(pair: tuple[NodeProcess, NodeProcess], tmp_path: Path) -> None:
+    a, _ = pair
+    body = tmp_path / "body"
+    body.write_bytes(b"\xff\0\n")
+    mark = len(a.log.read_text())
+    sub = a.start_ww("sub", "bodies", "--count", "3", "--json")
+    try:
+        wait_for(lambda: _subscribed(a, mark), "the subscriber's session")
+        for _ in range(50):
+            args = ("--file", str(body), "--count", "3", "--rate", "1000", "--json")
+            said = a.ww("pub", "bodies", *args, check=True).stdout
+            assert json.loads(said) == {"topic": "bodies", "published": 3}
+            if sub.poll() is not None:
+                break
+        out, err = sub.communicate(timeout=60)
+    finally:
+        sub.kill()
+    assert sub.returncode == 0, err
+    assert [json.loads(line)["data_base64"] for line in out.splitlines()] == ["/wAK"] * 3
+
+    body.write_bytes(bytes((1 << 20) + 1))
+    for args, why in (
+        (("bodies", "x", "--file", str(body)), "exclude each other"),
+        (("bodies", "--count", "2"), "standard input has one a line"),
+        (("bodies", "--file", str(tmp_path / "none")), "cannot read"),
+        (("bodies", "--file", str(body)), "which no message has"),
+    ):
+        failed = a.ww("pub", *args)
+        assert failed.returncode == 2, failed.stderr
+        assert why in failed.stderr
 
 
 @pytest.mark.parametrize("started_by", ["a terminal", "a background job"])

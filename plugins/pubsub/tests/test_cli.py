@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def test_json_lines(data: bytes) -> None:
     assert (fields["topic"], fields["publisher"], fields["seqno"]) == ("t", PEER, 7)
     back = base64.b64decode(fields["data_base64"]) if "data_base64" in fields else None
     assert (back if back is not None else fields["data"].encode()) == data
+
+
+async def test_a_rate_is_kept_and_nothing_is_saved_up() -> None:
+    loop = asyncio.get_running_loop()
+    paused, started = [], loop.time()
+
+    async def source() -> AsyncIterator[bytes]:
+        for number in range(5):
+            if number == 2:
+                await asyncio.sleep(0.1)
+                paused.append(loop.time())
+            yield b"%d" % number
+
+    times = [loop.time() async for _ in cli.paced(source(), 50)]
+    for number, time in enumerate(times):
+        assert time - started >= number / 50 - 1e-6
+        assert number < 3 or time - paused[0] >= (number - 2) / 50 - 1e-6
+    assert [data async for data in cli.paced(source(), None)] == [b"0", b"1", b"2", b"3", b"4"]
 
 
 async def _lines(fd: int) -> list[bytes]:

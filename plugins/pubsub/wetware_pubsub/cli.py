@@ -9,6 +9,7 @@ import stat
 import sys
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LINE_BYTES_MAX = 1 << 20
 """A line of standard input; the node has its own, lower limit."""
+MESSAGE_BYTES_MAX = 1 << 20
+"""Of --file; the node has its own, lower limit."""
 _READ_BYTES = 64 << 10
 _CHUNKS_MAX = 4  # read ahead of what the node took
 _PIPE_BYTES = 4096  # a pipe that poll calls writable takes so much without blocking
@@ -32,7 +35,12 @@ _PIPE_BYTES = 4096  # a pipe that poll calls writable takes so much without bloc
 def mount(app: typer.Typer) -> None:
     """Mount the commands."""
     section = "Services"
-    shown = examples("ww pub chat hello", "ww sub status | ww pub copies -")
+    shown = examples(
+        "ww pub chat hello",
+        "ww sub status | ww pub copies -",
+        "ww pub faces --file cat.png",
+        "ww pub load x --count 1000 --rate 100",
+    )
     app.command("pub", rich_help_panel=section, epilog=shown)(pub_command)
     shown = examples("ww sub chat", "ww sub 'logs.>' --json", "ww sub chat --node zone=cloud")
     app.command("sub", rich_help_panel=section, epilog=shown)(sub_command)
@@ -67,22 +75,47 @@ def pub_command(
             parser=str,  # it may be empty
         ),
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", help="The message is what is in this file, as it is.", dir_okay=False
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Publish the message so many times.")
+    ] = 1,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Messages in a second, at most.")
+    ] = None,
     foreign: Foreign = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print how many were published, as a JSON object.")
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say on stderr how many were published.")
     ] = False,
 ) -> None:
     """Publish to a topic."""
+    if file is not None and message is not None:
+        raise InvalidArgument("a message and --file exclude each other")
+    lines = file is None and message in (None, "-")
+    if lines and count != 1:
+        raise InvalidArgument(
+            "--count is of one message, and standard input has one a line",
+            hint="give the message, or --file",
+        )
 
     async def work(session: Session) -> int:
-        source = stdin_lines() if message in (None, "-") else [message]
-        return await publish(session, topic, source, raw=foreign)
+        source = stdin_lines() if lines else _again(message, file, count)
+        return await publish(session, topic, paced(source, rate), raw=foreign)
 
-    count = run_client(work)
-    if not count:
+    published = run_client(work)
+    if json:
+        typer.echo(json_module.dumps({"topic": topic, "published": published}))
+    elif not published:
         note("nothing was published: standard input is empty")
     elif verbose:
-        note(f"published {count} message{'s' * (count != 1)} to {topic}")
+        note(f"published {published} message{'s' * (published != 1)} to {topic}")
 
 
 def sub_command(
@@ -159,6 +192,38 @@ async def publish(
 ) -> int:
     """Publish everything from `source`; returns how many messages."""
     return await (await session.pubsub.join(topic, raw=raw)).publish_all(source)
+
+
+async def _again(message: str | None, file: Path | None, count: int) -> AsyncIterator[bytes]:
+    if file is None:
+        data = (message or "").encode()
+    else:
+        try:
+            with file.open("rb") as opened:
+                data = opened.read(MESSAGE_BYTES_MAX + 1)
+        except OSError as exc:
+            raise InvalidArgument(f"cannot read {file}: {exc.strerror}") from exc
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise InvalidArgument(
+                f"{file} has more than {MESSAGE_BYTES_MAX} bytes, which no message has",
+                hint="`ww blob put FILE`, and publish the CID",
+            )
+    for _ in range(count):
+        yield data
+
+
+async def paced(source: AsyncIterable[bytes], rate: float | None) -> AsyncIterator[bytes]:
+    """At most `rate` of them in a second, and none saved up; None: as they come."""
+    import asyncio
+
+    due, loop = 0.0, asyncio.get_running_loop()
+    async for data in source:
+        if rate is not None:
+            now = loop.time()
+            if due > now:
+                await asyncio.sleep(due - now)
+            due = max(due, now) + 1 / rate
+        yield data
 
 
 async def stdin_lines(fd: int = 0) -> AsyncIterator[bytes]:
