@@ -24,7 +24,7 @@ from wetware.errors import (
 )
 from wetware.identity import Principal
 from wetware.testing import NodeProcess
-from wetware_pubsub.requests import REQUESTS_MAX
+from wetware_pubsub.requests import REQUESTS_PER_REQUESTER_MAX, RESPONDERS_PER_PRINCIPAL_MAX
 from wetware_pubsub.schema import SCHEMA
 
 pytestmark = pytest.mark.anyio
@@ -195,6 +195,7 @@ class Responder(rpc.Servant, interface=SCHEMA.Responder):
         self.inboxes: asyncio.Queue[rpc.Ref] = asyncio.Queue()
         self.cancelled = asyncio.Event()
         self.done = asyncio.Event()
+        self.subscription: Any = None
 
     async def handle(self, inbox: rpc.Ref, **_: object) -> None:
         await self.inboxes.put(inbox)
@@ -209,10 +210,11 @@ class Responder(rpc.Servant, interface=SCHEMA.Responder):
 async def held(session: Any, name: str) -> AsyncIterator[Responder]:
     responder = Responder()
     reply = await (await session.pubsub.join(name)).ref.call("serve", responder=responder)
+    responder.subscription = reply["subscription"]
     try:
         yield responder
     finally:
-        reply["subscription"].close()
+        responder.subscription.close()
 
 
 async def late(inbox: rpc.Ref) -> None:
@@ -352,21 +354,129 @@ async def test_grants_bound_who_asks_who_serves_and_what(
                 await session.pubsub.request("mute", b"1")
 
 
+@contextlib.asynccontextmanager
+async def asking(topic: Any, data: bytes, count: int) -> AsyncIterator[None]:
+    """So many requests are in flight for the block."""
+    tasks = [asyncio.create_task(topic.request(data, timeout_s=3600)) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
 async def test_requests_in_flight_are_bounded(pair: tuple[NodeProcess, NodeProcess]) -> None:
+    """One user leaves room at a responder for others; responders of one user leave it at a node."""
     a, _ = pair
     async with sessions(a, a) as (one, two), held(two, "full") as responder:
         topic = await one.pubsub.join("full")
-        asking = [
-            asyncio.create_task(topic.request(b"1", timeout_s=3600)) for _ in range(REQUESTS_MAX)
-        ]
-        for _ in asking:
+        async with asking(topic, b"1", REQUESTS_PER_REQUESTER_MAX):
+            for _ in range(REQUESTS_PER_REQUESTER_MAX):
+                await asyncio.wait_for(responder.inboxes.get(), 60)
+            with pytest.raises(LimitExceeded) as info:
+                await topic.request(b"1", timeout_s=60)
+            assert info.value.code == "limit.requests"
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(RESPONDERS_PER_PRINCIPAL_MAX - 1):
+                    await stack.enter_async_context(held(two, "many"))
+                with pytest.raises(LimitExceeded) as info:
+                    await stack.enter_async_context(held(two, "many"))
+                assert info.value.code == "limit.responders"
+
+
+async def test_requests_that_wait_leave_the_link_to_others(
+    pair: tuple[NodeProcess, NodeProcess],
+) -> None:
+    a, b = pair
+    async with (
+        sessions(a, b) as (one, far),
+        held(far, "slow") as responder,
+        (await far.pubsub.join("quick")).serve(add),
+    ):
+        await until_known(one, "slow", responder)
+        assert (await answered(one, "quick", b"1 2")).data == b"3"
+        async with asking(await one.pubsub.join("slow"), bytes(512 << 10), 24):
             await asyncio.wait_for(responder.inboxes.get(), 60)
-        with pytest.raises(LimitExceeded) as info:
-            await topic.request(b"1", timeout_s=3600)
-        assert info.value.code == "limit.requests"
-        for each in asking:
-            each.cancel()
-        await asyncio.wait(asking)
+            with pytest.raises(LimitExceeded) as info:
+                await one.pubsub.request("slow", bytes(512 << 10), timeout_s=60)
+            assert info.value.code == "limit.requests"
+            assert (await one.pubsub.request("quick", b"1 2", timeout_s=60)).data == b"3"
+
+
+async def test_who_takes_no_answer_is_not_waited_for(pair: tuple[NodeProcess, NodeProcess]) -> None:
+    a, b = pair
+
+    class Full(rpc.Servant, interface=SCHEMA.Inbox):
+        async def answer(self, **_: object) -> None:
+            await asyncio.Event().wait()
+
+    async def flood(request: Any) -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(512 << 10)
+
+    async with (
+        sessions(a, b) as (one, far),
+        (await far.pubsub.join("flood")).serve(flood),
+        (await far.pubsub.join("quick")).serve(add),
+    ):
+        assert (await answered(one, "quick", b"1 2")).data == b"3"
+        await answered(one, "flood", b"")
+        topic = (await one.pubsub.join("flood")).ref
+        tasks = [
+            asyncio.create_task(topic.call("request", data=b"", inbox=Full(), count=9))
+            for _ in range(3)
+        ]
+        assert (await one.pubsub.request("quick", b"1 2", timeout_s=60)).data == b"3"
+        for task in tasks:
+            with pytest.raises(LimitExceeded) as info:
+                await task
+            assert info.value.code == "limit.slow"
+
+
+async def test_nobody_is_asked_again_for_what_a_responder_did_not_find(
+    pair: tuple[NodeProcess, NodeProcess],
+) -> None:
+    a, b = pair
+    seen: list[object] = []
+    async with sessions(a, b) as (one, far):
+
+        async def nest(request: Any) -> None:
+            seen.append(request)
+            await one.pubsub.request("nobody", b"", timeout_s=60)
+
+        async def first(request: Any) -> bytes:
+            return b"here"
+
+        async with (await far.pubsub.join("nest")).serve(first):
+            await answered(one, "nest", b"")
+        async with (
+            (await one.pubsub.join("nest")).serve(nest),
+            (await far.pubsub.join("nest")).serve(nest),
+        ):
+            with pytest.raises(NotFound) as info:
+                await one.pubsub.request("nest", b"", timeout_s=60)
+            assert info.value.code == "not_found.responder.onward"
+            assert len(seen) == 1
+
+
+async def test_an_answer_after_its_responder_was_done_is_refused(
+    pair: tuple[NodeProcess, NodeProcess],
+) -> None:
+    a, _ = pair
+    async with sessions(a, a) as (one, two), held(one, "done") as quick, held(two, "done") as slow:
+        topic = await one.pubsub.join("done")
+        async with topic.request_many(b"", count=9, timeout_s=60) as answers:
+            inbox = await slow.inboxes.get()
+            await quick.inboxes.get()
+            slow.done.set()
+            async with asyncio.timeout(60):
+                while (await slow.subscription.call("stats"))["buffered"]:
+                    await asyncio.sleep(0.02)
+            await late(inbox)
+            quick.done.set()
+            with pytest.raises(NotFound, match="gave no answer"):
+                await anext(answers)
 
 
 def test_ww_request(pair: tuple[NodeProcess, NodeProcess]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from wetware import rpc
 from wetware.base.log import get_logger
+from wetware.base.subjects import covers
 from wetware.errors import (
     STOPPING,
     CapabilityError,
@@ -20,6 +21,7 @@ from wetware.errors import (
     Disconnected,
     InvalidArgument,
     LimitExceeded,
+    NotFound,
     Revoked,
 )
 from wetware.hookspecs import PluginContext
@@ -30,6 +32,7 @@ from wetware_pubsub import frames
 from wetware_pubsub.client import PubSub, Topic, _batch
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.names import check_topic, is_pattern, mesh
+from wetware_pubsub.requests import SiblingServant
 from wetware_pubsub.router import Received
 from wetware_pubsub.service import PubSubService
 
@@ -631,12 +634,64 @@ async def test_limits_and_bad_arguments_are_named(tmp_path: Path) -> None:
         first = await stack.enter_async_context(topic.subscribe())
         with pytest.raises(LimitExceeded, match="topics_max"):
             await stack.enter_async_context((await session.join("u")).subscribe())
+        with pytest.raises(LimitExceeded, match="topics_max"):  # peers remember that one as well
+            await stack.enter_async_context((await session.join("u")).serve(_unasked))
         await stack.enter_async_context(topic.subscribe())
         with pytest.raises(LimitExceeded, match="subscriptions_per_principal_max"):
             await stack.enter_async_context(topic.subscribe())
         first.close()
         await until(lambda: served.service.subscribers("/wetware/test/t#1", "t") == 1)
         await stack.enter_async_context(topic.subscribe())
+
+
+async def _unasked(request: object) -> None:
+    pytest.fail("asked")
+
+
+async def test_who_blocks_is_looked_at_once_for_each_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all of them for each: a frame that nobody gets would stop the node for seconds."""
+    async with serve(tmp_path) as served, served.session() as session:
+        service, looks = served.service, 0
+        topic = await session.join("a.*.b")
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                await stack.enter_async_context(topic.subscribe(slow="block"))
+            full = [pump for pumps in service._topics.values() for pump in pumps]
+            monkeypatch.setattr(service, "_full", lambda: full)
+
+            def covering(*args: Any) -> bool:
+                nonlocal looks
+                looks += 1
+                return covers(*args)
+
+            monkeypatch.setattr("wetware_pubsub.service.covers", covering)
+            await (await session.join("a.x.c")).publish(b"")
+            assert looks == 2 * len(full), "once to deliver it, and once to wait"
+
+
+async def test_what_another_node_asks_is_judged_as_a_request_is(tmp_path: Path) -> None:
+    async with serve(tmp_path, message_bytes_max=10) as served:
+        sibling: Any = SiblingServant(served.service.requests, "12D3KooW")
+        bad = [
+            {"topic": "orders.>"},
+            {"data": bytes(11)},
+            {"principal": "nobody"},
+            {"topic": "." * 1000},
+        ]
+        for changed in bad:
+            asked = {"topic": "a", "data": b"", "principal": "local:ada", "every": False}
+            with pytest.raises(InvalidArgument):
+                await sibling.ask(**{**asked, **changed}, inbox=object())
+        with pytest.raises(NotFound):
+            await sibling.ask(**asked, inbox=object())
+
+
+def test_a_name_is_measured_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wetware_pubsub.names.tokens_of", lambda name: pytest.fail("looked at"))
+    with pytest.raises(InvalidArgument, match="has 1000000 characters"):
+        check_topic("." * 1_000_000, 128)
 
 
 async def test_a_failing_publish_all_says_so_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def check_topic(name: str, chars_max: int) -> str:
 
     Plain ASCII, so that two names that look the same are the same.
     """
-    tokens = tokens_of(name)
-    if 0 < len(name) <= chars_max and tokens is not None:
+    tokens = tokens_of(name) if 0 < len(name) <= chars_max else None
+    if tokens is not None:
         if tokens[0] in (ONE, REST):
             raise InvalidArgument(
                 f"{name!r} begins with a wildcard: this node would have to hear every message of "

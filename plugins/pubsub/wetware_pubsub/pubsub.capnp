@@ -71,13 +71,14 @@ interface Topic {
   # enough. `not_found.responder` at once if nobody serves, `not_found.answer` if nobody answered, else what
   # the first responder raised; `overlay.disconnected.responder` if it is gone, or its grant is. Nothing is
   # asked twice: a responder that failed may have done what was asked. `data` is at most `message_bytes_max`;
-  # at most 256 of a principal are in flight at a node, and of a responder: `limit.requests`. Cancelling the
-  # call, or revoking its grant, ends the request, its handlers and its inbox. Not idempotent.
+  # at most 256 of a principal are in flight at a node, and of a responder, 128 of them of one principal;
+  # to another node 4 MiB, 32 KiB for each included, half of them of one principal: `limit.requests`. Who
+  # takes no answer for `publish_wait_s` gets `limit.slow`, and the request is over. Cancelling the call, or revoking its grant, ends the request, its handlers and its inbox. Not idempotent.
 
   serve @4 (responder :Responder) -> (subscription :Ww.Subscription);
   # Hands it requests for the topic, or for all that match the pattern, until the subscription is cancelled
   # or released, or its grant ends: then those in flight end as well, and the node lets go of it. A node has
-  # at most 1024 (`limit`). `subscription.stats` counts requests. Not idempotent: each call is a responder.
+  # at most 1024, 128 of them of one principal: `limit.responders`. `subscription.stats` counts requests. Not idempotent: each call is a responder.
 }
 
 interface Inbox {

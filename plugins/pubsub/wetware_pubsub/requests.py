@@ -9,13 +9,16 @@ requester's call does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from wetware import rpc
+from wetware.base.bounds import less
 from wetware.base.subjects import covers
 from wetware.errors import (
     AuthError,
@@ -28,27 +31,41 @@ from wetware.errors import (
     WetwareError,
     stopping,
 )
+from wetware.identity import Principal
 from wetware_pubsub.names import ASKED, check_topic, is_pattern, mesh
 from wetware_pubsub.router import too_long
 from wetware_pubsub.schema import SCHEMA
 
 if TYPE_CHECKING:
     from wetware.hookspecs import PluginContext
-    from wetware.identity import PeerId, Principal
+    from wetware.identity import PeerId
+    from wetware_pubsub.config import PubSubConfig
     from wetware_pubsub.gossip import Gossip
 
 REQUEST_S_MAX: Final = 3600.0
 """No request is in flight for longer, whatever its requester says."""
 REQUESTS_MAX: Final = 256
 """Requests of one principal in flight at a node, and of one responder."""
+REQUESTS_PER_REQUESTER_MAX: Final = 128
+"""Of one principal of one node in flight at one responder, which has others to serve."""
 RESPONDERS_MAX: Final = 1024
 """Over all sessions of a node."""
+RESPONDERS_PER_PRINCIPAL_MAX: Final = 128
+PEER_BYTES_MAX: Final = 4 << 20
+"""Of requests in flight to one node, half of it for one principal: all that the plugins of two
+nodes say to each other shares a connection, which takes 8 MiB of calls."""
+REQUEST_BYTES: Final = 32 << 10
+"""What a request counts for beside its data: 128 are in flight to a node."""
+ANSWERS_TO_NODE_MAX: Final = 8
+"""Answers on their way to one node, half of them to one principal, for the same reason."""
 ASKED_MAX: Final = 256
 """Nodes that one request goes to."""
 _ANSWERS_MAX: Final = 1 << 32
 """Of what another node asks: that node has the bound."""
 _NOBODY: Final = "not_found.responder"
 _BUSY: Final = "limit.requests"
+_BUDGETS: Final = frozenset({"limit.calls", "limit.bytes", "limit.rate"})
+"""Of a grant that is spent."""
 
 
 def nobody(topic: str) -> NotFound:
@@ -59,31 +76,54 @@ def nobody(topic: str) -> NotFound:
     )
 
 
-def _busy(what: str) -> LimitExceeded:
+def _busy(what: str, limit: int) -> LimitExceeded:
     return LimitExceeded(
-        f"{what} has {REQUESTS_MAX} requests in flight", hint="wait for some of them", code=_BUSY
+        f"{what} has {limit} requests in flight", hint="wait for some of them", code=_BUSY
+    )
+
+
+def _unwanted() -> NotFound:
+    return NotFound(
+        "the request is over: this answer came too late, or is one too many",
+        hint="a handler that is cancelled has nobody to answer",
+        code="not_found.request",
     )
 
 
 class Answers:
-    """How many answers a request has had, and may still have."""
+    """How many answers a request has had, and may still have.
+
+    Attributes:
+        given: That were taken, or are on their way.
+        over: Whether no more is wanted.
+        slow: Whether that is because the requester takes none.
+        full: Set once there is nothing to wait for.
+    """
 
     def __init__(self, count: int) -> None:
-        self._count, self.given, self.over = count, 0, False
+        self._count, self._taken = count, 0
+        self.given, self.over, self.slow = 0, False, False
         self.full = asyncio.Event()
 
-    def begin(self) -> None:
-        """An answer is on its way; raises NotFound where none is wanted any more."""
+    async def give(self, take: Callable[[], Awaitable[object]], within_s: float) -> None:
+        """Have the requester take one; raises NotFound where it does not."""
         if self.over or self.given >= self._count:
-            raise NotFound(
-                "the request is over: this answer came too late, or is one too many",
-                hint="a handler that is cancelled has nobody to answer",
-                code="not_found.request",
-            )
+            raise _unwanted()
         self.given += 1
-
-    def arrived(self) -> None:
-        if self.given >= self._count:
+        try:
+            async with asyncio.timeout(within_s) as scope:
+                await take()
+        except BaseException as exc:
+            self.given -= 1
+            if isinstance(exc, TimeoutError) and scope.expired():
+                self.over = self.slow = True
+                self.full.set()
+            if isinstance(exc, TimeoutError | WetwareError):
+                # Its trouble with its grant or connection is not the responder's.
+                raise _unwanted() from exc
+            raise
+        self._taken += 1
+        if self._taken >= self._count:
             self.full.set()
 
 
@@ -93,24 +133,43 @@ class InboxServant(rpc.Servant, interface=SCHEMA.Inbox):
     Args:
         to: The inbox.
         answers: Bounds what goes there.
-        bytes_max: Of an answer.
+        config: The plugin's.
         principal: Who answers; "": as the one that is nearer says.
         node: Where; likewise.
+        gates: How many may be on their way; a further one waits.
+
+    Attributes:
+        over: Whether its responder is done.
     """
 
     def __init__(
-        self, to: rpc.Ref, answers: Answers, bytes_max: int, *, principal: str = "", node: str = ""
+        self,
+        to: rpc.Ref,
+        answers: Answers,
+        config: PubSubConfig,
+        *,
+        principal: str = "",
+        node: str = "",
+        gates: Iterable[asyncio.Semaphore] = (),
     ) -> None:
-        self._to, self._answers, self._bytes_max = to, answers, bytes_max
-        self._principal, self._node = principal, node
+        self._to, self._answers, self._config = to, answers, config
+        self._principal, self._node, self._gates = principal, node, tuple(gates)
+        self.over = False
 
     async def answer(self, data: bytes, principal: str, node: str) -> None:
-        if len(data) > self._bytes_max:
-            raise too_long(len(data), self._bytes_max)
-        self._answers.begin()
+        if len(data) > (limit := self._config.message_bytes_max):
+            raise too_long(len(data), limit)
         who, where = self._principal or principal, self._node or node
-        await self._to.call("answer", data=data, principal=who, node=where)
-        self._answers.arrived()
+        Principal.parse(who)
+        # A relay at another node has a relay behind it, with that time.
+        within_s = self._config.publish_wait_s * (2 if self._gates else 1)
+        async with contextlib.AsyncExitStack() as stack:
+            for gate in self._gates:
+                await stack.enter_async_context(gate)
+            if self.over:
+                raise _unwanted()
+            take = partial(self._to.call, "answer", data=data, principal=who, node=where)
+            await self._answers.give(take, within_s)
 
 
 class Serving(rpc.Servant, interface=rpc.WW.Subscription):
@@ -125,6 +184,7 @@ class Serving(rpc.Servant, interface=rpc.WW.Subscription):
         self._responder: rpc.Ref | None = responder
         self.principal = principal
         self.in_flight: set[asyncio.Task[Any]] = set()
+        self._by_requester: Counter[tuple[object, object]] = Counter()
         self._on_end: Callable[[Serving], None] | None = None
         self._unguard: Callable[[], None] | None = None
         self._delivered = 0
@@ -174,7 +234,11 @@ class Serving(rpc.Servant, interface=rpc.WW.Subscription):
         if (responder := self._responder) is None:
             raise _gone()
         if len(self.in_flight) >= REQUESTS_MAX:
-            raise _busy("the responder")
+            raise _busy("the responder", REQUESTS_MAX)
+        requester = request["node"], request["principal"]
+        if self._by_requester[requester] >= REQUESTS_PER_REQUESTER_MAX:
+            raise _busy(f"{request['principal']} at this responder", REQUESTS_PER_REQUESTER_MAX)
+        self._by_requester[requester] += 1
         with rpc.time_limit(None):  # the requester has its own
             task = asyncio.create_task(responder.call("handle", inbox=inbox, **request))
         self.in_flight.add(task)
@@ -185,14 +249,20 @@ class Serving(rpc.Servant, interface=rpc.WW.Subscription):
                 raise _gone()
             if (error := task.exception()) is not None:
                 # Its trouble with its own grant or connection is not the requester's.
-                if isinstance(error, (CapabilityError, OverlayError, AuthError)):
+                own = isinstance(error, LimitExceeded) and error.code in _BUDGETS
+                if own or isinstance(error, (CapabilityError, OverlayError, AuthError)):
                     if responder.closed:
                         self.end()
                     raise _gone() from error
+                if isinstance(error, WetwareError) and error.code in (_NOBODY, _BUSY):
+                    # It was asked: what it met with when it asked others says nothing else.
+                    code = f"{error.code}.onward"
+                    raise type(error)(error.message, hint=error.hint, code=code) from error
                 raise error
         finally:
             task.cancel()
             self.in_flight.discard(task)
+            less(self._by_requester, requester)
 
 
 def _gone() -> Disconnected:
@@ -210,15 +280,38 @@ class Requests:
         ctx: The plugin's context.
         gossip: Tells other nodes that somebody here serves names of a mesh.
         prefix: Of names on the wire.
+        check_topics: Raises LimitExceeded where this node hears so many topics as it may.
     """
 
-    def __init__(self, ctx: PluginContext, gossip: Gossip, prefix: str) -> None:
+    def __init__(
+        self,
+        ctx: PluginContext,
+        gossip: Gossip,
+        prefix: str,
+        check_topics: Callable[[], None],
+    ) -> None:
         self._ctx, self._gossip, self._prefix = ctx, gossip, prefix
+        self._check_topics = check_topics
         self._servings: dict[str, dict[Serving, tuple[str, ...]]] = {}  # by mesh
         self._in_flight: Counter[Principal] = Counter()
+        self._bytes: Counter[object] = Counter()  # in flight, by node, and by node and principal
+        self._gates = WeakValueDictionary[object, asyncio.Semaphore]()
+        self._ended = False
+
+    @property
+    def bytes_max(self) -> int:
+        """Of a request, and of an answer."""
+        limit: int = self._ctx.config.message_bytes_max
+        return limit
+
+    @property
+    def meshes(self) -> int:
+        """Of which somebody here serves something."""
+        return len(self._servings)
 
     def end(self) -> None:
         """The service stops."""
+        self._ended = True
         for serving in [s for servings in self._servings.values() for s in servings]:
             serving.end(stopping())
 
@@ -226,9 +319,22 @@ class Requests:
         """Hand requests for what matches `name` to it; raises LimitExceeded, InvalidArgument."""
         if responder is None:
             raise InvalidArgument("no responder was given", code="invalid.responder")
-        if sum(map(len, self._servings.values())) >= RESPONDERS_MAX:
-            raise LimitExceeded(f"{RESPONDERS_MAX} responders serve at this node already")
+        if self._ended:
+            raise stopping()
+        here = [each.principal for servings in self._servings.values() for each in servings]
+        for count, limit, whose in (
+            (len(here), RESPONDERS_MAX, "serve at this node"),
+            (here.count(str(principal)), RESPONDERS_PER_PRINCIPAL_MAX, f"of {principal} serve"),
+        ):
+            if count >= limit:
+                raise LimitExceeded(
+                    f"{limit} responders {whose} already",
+                    hint="end some of them",
+                    code="limit.responders",
+                )
         topic, serving = mesh(name), Serving(responder, str(principal))
+        if topic not in self._servings:
+            self._check_topics()
 
         def ended(serving: Serving) -> None:
             servings = self._servings[topic]
@@ -254,10 +360,10 @@ class Requests:
                 "a request is for a name, not a pattern, and has an inbox for one answer or more",
                 code="invalid.request",
             )
-        if len(data) > (limit := self._ctx.config.message_bytes_max):
-            raise too_long(len(data), limit)
+        if len(data) > self.bytes_max:
+            raise too_long(len(data), self.bytes_max)
         if self._in_flight[principal] >= REQUESTS_MAX:
-            raise _busy(str(principal))
+            raise _busy(str(principal), REQUESTS_MAX)
         answers = Answers(count)
         request = {"topic": name, "data": data, "principal": str(principal)}
         self._in_flight[principal] += 1
@@ -266,9 +372,14 @@ class Requests:
                 await _until(answers.full, self._ask(request, inbox, answers, every=count > 1))
         finally:
             answers.over = True
-            self._in_flight[principal] -= 1
-            if not self._in_flight[principal]:
-                del self._in_flight[principal]
+            less(self._in_flight, principal)
+        if answers.slow:
+            wait_s = self._ctx.config.publish_wait_s
+            raise LimitExceeded(
+                f"the requester took no answer for {wait_s:g} s",
+                hint="read answers faster, or ask for fewer: count",
+                code="limit.slow",
+            )
         return answers.given
 
     async def _ask(
@@ -288,13 +399,13 @@ class Requests:
         random.shuffle(ways)  # no secret: the load is spread
         errors: list[WetwareError] = []
         if every:
-            asked = await asyncio.gather(*(_error_of(way()) for way in ways[:ASKED_MAX]))
-            errors += filter(None, asked)
+            errors += await _errors_of(way() for way in ways[:ASKED_MAX])
         else:
             for way in ways[:ASKED_MAX]:
-                if (error := await _error_of(way())) is None:
+                if not (failed := await _errors_of([way()])):
                     break
-                errors.append(error)
+                errors += failed
+                error = failed[0]
                 if error.code not in (_NOBODY, _BUSY) and not isinstance(error, _Unreached):
                     break
         if not answers.given:
@@ -318,10 +429,42 @@ class Requests:
             sibling = await self._ctx.sibling(peer)
         except WetwareError as exc:
             raise _Unreached(str(exc)) from exc
-        limit = self._ctx.config.message_bytes_max
-        relay = InboxServant(inbox, answers, limit, node=str(peer))
-        with rpc.time_limit(None):
-            await sibling.call("ask", **request, every=every, inbox=relay)
+        relay = InboxServant(inbox, answers, self._ctx.config, node=str(peer))
+        with self._room(peer, request), rpc.time_limit(None):
+            try:
+                await sibling.call("ask", **request, every=every, inbox=relay)
+            except (CapabilityError, AuthError) as exc:
+                raise _gone() from exc  # of the two nodes, and not of the requester
+            finally:
+                relay.over = True
+
+    @contextlib.contextmanager
+    def _room(self, peer: PeerId, request: dict[str, Any]) -> Iterator[None]:
+        """For a request to another node; raises LimitExceeded where too many are in flight."""
+        nbytes = len(request["data"]) + REQUEST_BYTES
+        keys: tuple[object, ...] = (peer, (peer, request["principal"]))
+        for key, limit in zip(keys, (PEER_BYTES_MAX, PEER_BYTES_MAX // 2), strict=True):
+            if self._bytes[key] + nbytes > limit:
+                raise LimitExceeded(
+                    f"{limit} bytes of requests to the node {peer} are in flight, with "
+                    f"{REQUEST_BYTES} for each",
+                    hint="wait for some of them",
+                    code=_BUSY,
+                )
+        for key in keys:
+            self._bytes[key] += nbytes
+        try:
+            yield
+        finally:
+            for key in keys:
+                less(self._bytes, key, nbytes)
+
+    def gates(self, node: str, principal: str) -> list[asyncio.Semaphore]:
+        """What answers to a principal of another node go through; of a node it is the same one."""
+        keys = {(node, principal): ANSWERS_TO_NODE_MAX // 2, node: ANSWERS_TO_NODE_MAX}
+        return [
+            self._gates.setdefault(key, asyncio.Semaphore(count)) for key, count in keys.items()
+        ]
 
     def _here(self, name: str) -> list[Serving]:
         tokens = name.split(".")
@@ -329,9 +472,16 @@ class Requests:
         return [serving for serving, wanted in servings if covers(wanted, tokens)]
 
     async def at(
-        self, request: dict[str, Any], inbox: rpc.Ref, answers: Answers, *, every: bool, node: str
+        self,
+        request: dict[str, Any],
+        inbox: rpc.Ref,
+        answers: Answers,
+        *,
+        every: bool,
+        node: str,
+        gates: Iterable[asyncio.Semaphore] = (),
     ) -> None:
-        """Ask one responder of this node, the idlest, or all; `node`: see InboxServant.
+        """Ask one responder of this node, the idlest, or all; `node`, `gates`: see InboxServant.
 
         Raises NotFound where there is none, and what the first one met with that failed.
         """
@@ -339,16 +489,17 @@ class Requests:
         found = sorted(self._here(request["topic"]), key=lambda serving: len(serving.in_flight))
         if not found:
             raise nobody(request["topic"])
-        limit = self._ctx.config.message_bytes_max
 
         async def ask(serving: Serving) -> None:
-            to = InboxServant(inbox, answers, limit, principal=serving.principal, node=node)
-            await serving.handle(request, to)
+            who, config = serving.principal, self._ctx.config
+            to = InboxServant(inbox, answers, config, principal=who, node=node, gates=gates)
+            try:
+                await serving.handle(request, to)
+            finally:
+                to.over = True
 
-        asked = (_error_of(ask(serving)) for serving in (found if every else found[:1]))
-        for error in await asyncio.gather(*asked):
-            if error is not None:
-                raise error
+        for error in await _errors_of(ask(each) for each in (found if every else found[:1])):
+            raise error
 
 
 class _Unreached(OverlayError):
@@ -366,21 +517,30 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
     ) -> None:
         if inbox is None:
             raise InvalidArgument("a request needs an inbox", code="invalid.request")
+        if is_pattern(topic):
+            raise InvalidArgument("a request is for a name", code="invalid.request")
+        if len(data) > (limit := self._requests.bytes_max):
+            raise too_long(len(data), limit)
+        Principal.parse(principal)
         answers = Answers(_ANSWERS_MAX)
         request = {"topic": topic, "data": data, "principal": principal, "node": self._node}
+        gates = self._requests.gates(self._node, principal)
         try:
             async with asyncio.timeout(REQUEST_S_MAX):
-                await self._requests.at(request, inbox, answers, every=every, node="")
+                at = self._requests.at(request, inbox, answers, every=every, node="", gates=gates)
+                await _until(answers.full, at)
         finally:
             answers.over = True
 
 
-async def _error_of(work: Awaitable[None]) -> WetwareError | None:
-    try:
-        await work
-    except WetwareError as exc:
-        return exc
-    return None
+async def _errors_of(works: Iterable[Awaitable[None]]) -> list[WetwareError]:
+    """Do them all; what they met with. Raises what is no WetwareError, once all are done."""
+    done = await asyncio.gather(*works, return_exceptions=True)
+    failed = [each for each in done if each is not None]
+    for each in failed:
+        if not isinstance(each, WetwareError):
+            raise each
+    return [each for each in failed if isinstance(each, WetwareError)]
 
 
 async def _until(full: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -61,7 +61,7 @@ class PubSubService(Service):
             prefix=self._prefix,
             rng=rng,
         )
-        self.requests = Requests(ctx, self.gossip, self._prefix)
+        self.requests = Requests(ctx, self.gossip, self._prefix, self._check_topics)
         # By wire name, with the tokens of what each is to get.
         self._topics: dict[str, dict[rpc.Pump, tuple[str, ...]]] = {}
         self._blocking: dict[rpc.Pump, None] = {}
@@ -141,8 +141,10 @@ class PubSubService(Service):
 
     async def _publish(self, topic: str, name: str, data: bytes, count: int) -> bytes:
         seqno = await self.gossip.publish(topic, data, count)
+        pumps, tokens = self._topics.get(topic, {}), name.split(".")
         for pump in self._full():
-            if pump in self._takers(topic, name):
+            wanted = pumps.get(pump)
+            if wanted is not None and (not _is_shared(topic) or covers(wanted, tokens)):
                 await pump.room(self.config.publish_wait_s)
         return seqno
 
@@ -198,14 +200,11 @@ class PubSubService(Service):
                 self._per_principal[principal],
                 config.subscriptions_per_principal_max,
             ),
-            ("topics_max", len(self._topics) + (topic not in self._topics), config.topics_max + 1),
         ):
             if count >= limit:
-                raise LimitExceeded(
-                    f"{bound} ({limit}) is reached",
-                    hint="end subscriptions that are not needed",
-                    code="limit.subscriptions",
-                )
+                raise _full(bound, limit)
+        if topic not in self._topics:
+            self._check_topics()
         if not self._running:
             raise Disconnected("the service is not running")
         pump = rpc.Pump(
@@ -237,6 +236,11 @@ class PubSubService(Service):
         pump.start(ended)
         return pump
 
+    def _check_topics(self) -> None:
+        """Raise LimitExceeded where one topic more is more than peers remember of a node."""
+        if len(self._topics) + self.requests.meshes >= self.config.topics_max:
+            raise _full("topics_max", self.config.topics_max)
+
     def _deliver(self, message: Received) -> None:
         name = frames.subject_of(message.data) if _is_shared(message.topic) else ""
         if pumps := self._takers(message.topic, name):
@@ -244,6 +248,14 @@ class PubSubService(Service):
             item = message.seqno + bytes((len(publisher),)) + publisher + message.data
             for pump in pumps:  # one that is too slow may end here
                 pump.offer(item, count=message.count)
+
+
+def _full(bound: str, limit: int) -> LimitExceeded:
+    return LimitExceeded(
+        f"{bound} ({limit}) is reached",
+        hint="end subscriptions that are not needed",
+        code="limit.subscriptions",
+    )
 
 
 def _is_shared(topic: str) -> bool:
