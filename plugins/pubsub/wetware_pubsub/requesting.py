@@ -62,6 +62,7 @@ class Answers(rpc.Servant, interface=SCHEMA.Inbox):
     """The answers to a request: enter it with `async with`, read them with `async for`.
 
     The loop ends after `count` answers, when all who were asked are done, or when the time is over.
+    So it does where sixteen answers have waited for it for the node's `publish_wait_s`.
     It raises what `Topic.request` does, if there was no answer. It is also the inbox.
 
     Attributes:
