@@ -287,7 +287,7 @@ async def test_a_member_opens_what_has_no_siblings(nodes: Any, tmp_path: Path) -
             "cluster",
             "grants",
             "session",
-            "pubsub",
+            "names",
             "users",
             "*",
             "",

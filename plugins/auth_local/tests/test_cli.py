@@ -75,8 +75,8 @@ def operate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         async def services() -> list[SimpleNamespace]:
             return [SimpleNamespace(name=name) for name in ("pubsub", "sync")]
 
-        async def status() -> dict[str, str]:
-            return {"auth": "acme", "users": "acme invites them"}
+        async def status() -> dict[str, Any]:
+            return {"auth": "acme", "auth_also": ["ldap"], "users": "acme invites them"}
 
         async def proposal(service: str) -> tuple[Any, str]:
             return store.proposal, store.how

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 import time
@@ -317,7 +318,7 @@ def test_a_workload_logs_in_by_the_file_that_its_platform_renews(
             platform_writes(aud="anybody")
             assert "is not shown to the node" in home.ww("whoami").stderr
             platform_writes(aud=audience, exp=time.time() - 100)
-            assert "it expired 100 s ago" in home.ww("whoami").stderr
+            assert re.search(r"it expired 1\d\d s ago", home.ww("whoami").stderr)
 
 
 def test_a_node_says_what_is_missing(home: Home) -> None:

@@ -86,7 +86,8 @@ def decide(ctx: PluginContext) -> bool:
         return True
     if ctx.join_document is not None or ctx.configured or not ctx.authority:
         if began:
-            given = f"[plugins.auth_evm] sets {said}" if said else "this node is of another cluster"
+            of = "has joined a cluster" if ctx.authority else "is of another authority's cluster"
+            given = f"[plugins.auth_evm] sets {said}" if said else f"this node {of}"
             raise _refuse(
                 f"the data directory is that of a try-out, and {given}",
                 "give the cluster a data directory of its own, with --data-dir; or go on with the "
