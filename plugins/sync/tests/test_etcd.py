@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from wetware.errors import LimitExceeded
+from wetware.testing import wait_for
 from wetware_sync.engine import (
     Closed,
     Compare,
@@ -209,11 +210,19 @@ async def test_a_watch_ends_where_etcd_stays_away(etcd: EtcdProcess) -> None:
         assert [e.revision for e in await told(watch, last)] == [last]
 
 
+def _stands(etcd: EtcdProcess) -> bool:
+    """Whether SIGSTOP has come to all threads: until then one may still take a write."""
+    assert etcd.process is not None
+    stats = Path(f"/proc/{etcd.process.pid}/task").glob("*/stat")
+    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 async def test_of_a_write_without_an_answer_nobody_knows(etcd: EtcdProcess) -> None:
     async with running(entrance(etcd.endpoint)) as engine:
         last = await put(engine, b"a")
         assert etcd.process is not None
         etcd.process.send_signal(signal.SIGSTOP)
+        await asyncio.to_thread(wait_for, lambda: _stands(etcd), "no thread of etcd runs")
         waits = [asyncio.ensure_future(put(engine, b"a/%d" % n)) for n in range(3)]
         await asyncio.sleep(0.2)  # they are on their way
         assert not any(each.done() for each in waits)
