@@ -65,7 +65,7 @@ class LocalNode:
                 int(data["pid"]),
                 contexts.check_cluster(data["cluster"]),
                 str(data["auth"]),
-                tuple(map(str, data["auth_also"])),
+                tuple(map(str, data.get("auth_also", ()))),  # a node of before has none
                 frozenset(map(str, data["plugins"])),
             )
         except FileNotFoundError:

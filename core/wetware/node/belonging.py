@@ -146,7 +146,8 @@ def pin_further(data_dir: Path, backends: Mapping[str, AuthBackend]) -> None:
     Raises ConfigError where one is of something else by now: its users would be taken for those
     whom services know by the same names.
     """
-    kept = further_of(data_dir)
+    known = further_of(data_dir)
+    kept = dict(known)
     for plugin, backend in backends.items():
         digest = hashlib.sha256(backend.founding).hexdigest()
         if kept.setdefault(plugin, digest) != digest:
@@ -158,7 +159,7 @@ def pin_further(data_dir: Path, backends: Mapping[str, AuthBackend]) -> None:
                 "same name there gets what services keep for it",
                 code="config.cluster",
             )
-    if kept != further_of(data_dir):
+    if kept != known:
         replace_private_file(data_dir / FURTHER_FILE, json.dumps(kept, indent=1).encode())
 
 

@@ -113,16 +113,14 @@ def leave(data_dir: Path, founding: Founding, *, purge: bool) -> None:
 
 
 def _give_up(data_dir: Path, backend: str, purge: bool) -> None:
-    plugins = (f"auth_{backend}", backend, *further_of(data_dir))
-    backends = [f"plugins/{plugin}" for plugin in plugins]
-    names = (*_OF_THE_CLUSTER, *backends, FURTHER_FILE, *(_OF_THE_NODE if purge else ()))
+    backends = (f"auth_{backend}", backend, *further_of(data_dir))
+    of_the_backends = (*(f"plugins/{name}" for name in backends), FURTHER_FILE)
+    of_the_node = _OF_THE_NODE if purge else ()
+    names = (*_OF_THE_CLUSTER, *of_the_backends, *of_the_node, CLUSTER_FILE)
     path = data_dir / LEFT_FILE
     try:
         path.touch()
-        for name in (
-            *names,
-            CLUSTER_FILE,
-        ):  # what names the cluster last: until then all can be done again
+        for name in names:  # what names the cluster last: until then all can be done again
             path = data_dir / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -391,11 +391,8 @@ class Requests:
         ways: list[Callable[[], Awaitable[None]]] = [
             partial(self._at, peer, request, inbox, answers, every=every) for peer in peers
         ]
-        if self._here(name):
-            me = str(router.me)
-            ways.append(
-                partial(self.at, {**request, "node": me}, inbox, answers, every=every, node=me)
-            )
+        me = str(router.me)
+        ways.append(partial(self.at, {**request, "node": me}, inbox, answers, every=every, node=me))
         random.shuffle(ways)  # no secret: the load is spread
         errors: list[WetwareError] = []
         if every:
